@@ -1,0 +1,57 @@
+# make        editable install into .venv, with everything for development
+# make demo   set up and run the main job on this machine's own two ranks: tables, file, picture
+# make test   set up and pass the tests
+# make lint   ruff, mypy
+# make native-strict  our C and C++ with -Werror; make sanitize: the native tests under ASan, UBSan
+# make package        wheel and sdist, installed and tried in a clean environment
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*)
+
+.PHONY: all demo test lint system-packages native-strict sanitize package clean
+.DELETE_ON_ERROR:
+
+all: $(VENV)/dev.stamp
+
+$(BIN)/python:
+	"$$(scripts/find-python)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# The extras of each job: the demo needs less than the tests.
+$(VENV)/all.stamp: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable '.[all]'
+	touch $@
+
+$(VENV)/dev.stamp: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/all.stamp
+
+demo: $(VENV)/all.stamp
+	scripts/move-aside results/demo.jsonl results/demo.png
+	$(BIN)/commbench run jobs/demo.toml --output results/demo.jsonl
+	$(BIN)/commbench report results/demo.jsonl --png results/demo.png > /dev/null
+	@echo "# results/demo.jsonl: every number; results/demo.png: percentile latency by size"
+
+system-packages:
+	scripts/system-packages
+
+test: system-packages $(VENV)/dev.stamp
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p commbench
+
+native-strict: $(VENV)/dev.stamp
+	scripts/native-strict $(BIN)/python
+
+sanitize: $(VENV)/dev.stamp
+	scripts/sanitize $(BIN)/python
+
+package: $(VENV)/dev.stamp
+	scripts/package $(BIN)/python
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Programs that measure commbench itself. Not installed; run them from the repository."""

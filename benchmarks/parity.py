@@ -1,0 +1,179 @@
+"""Is commbench as fast as plain C and the tools that people trust? See docs/parity.md.
+
+python benchmarks/parity.py [mpi|tcp|grpc|harness]... [--pairs N] [--openmpi] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import click
+
+from benchmarks.ratios import harness, pairs, tools
+from benchmarks.ratios.references import compile_all
+from benchmarks.ratios.result import HEADER
+from commbench.errors import CommbenchError
+from commbench.harness.hardware import cpu_model
+from commbench.harness.sysfs import Tree
+
+GROUPS = ("mpi", "tcp", "grpc", "harness")
+Records = Iterator[dict[str, Any]]
+
+
+class Parity:
+    """One call of the command: prints rows as they end and yields their records."""
+
+    def __init__(self, cpus: tools.Cpus, quads: int, count: int, shrink: int, folder: Path) -> None:
+        self.cpus, self.quads, self.count, self.shrink = cpus, quads, count, shrink
+        self.folder = folder
+
+    def group(self, name: str) -> Records:
+        if name == "harness":
+            yield from self.harness()
+            return
+        print(HEADER, flush=True)
+        prefix = "mpich: " if name == "mpi" else ""
+        yield from self.one_launch(name, "mpi" if name == "mpi" else "process", prefix)
+        if name == "tcp":
+            yield from self.tcp_pairs()
+
+    def open_mpi(self) -> Records:
+        print(HEADER, flush=True)
+        yield from self.one_launch("mpi", "openmpi", "openmpi: ")
+
+    def one_launch(self, group: str, launcher: str, prefix: str) -> Records:
+        compile_all(group, self.folder, launcher == "openmpi")
+        out = self.folder / f"{launcher}-{group}"
+        words = [f"--figures={group}", f"--out={out}", f"--quads={self.quads}"]
+        words += [f"--shrink={self.shrink}", f"--prefix={prefix}", tools.bind_flag(self.cpus)]
+        tools.start_workers([*words, f"--libraries={self.folder}"], launcher)
+        yield from (json.loads(line) for line in out.read_text().splitlines())
+
+    def tcp_pairs(self) -> Records:
+        for result in pairs.of_tcp(self.folder, self.cpus, self.count, self.shrink):
+            print("\n".join(result.lines()), flush=True)
+            yield result.record()
+
+    def harness(self) -> Records:
+        for row in harness.rows(self.cpus):
+            print(harness.line(row), flush=True)
+            yield row
+
+
+def about(cpus: tools.Cpus) -> dict[str, Any]:
+    """Where, when and with what."""
+    packages = ("commbench", "mpi4py", "mpich", "grpcio", "numpy")
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_model(Tree()) or "unknown",
+        "cpus": cpus,
+        "cpu_count": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load_before": os.getloadavg()[0],
+        "versions": {name: _package(name) for name in packages}
+        | {name: _said(*command) for name, command in _PROGRAMS.items()},
+    }
+
+
+_PROGRAMS = {
+    "cc": ("cc", "--version"),
+    "sockperf": ("sockperf", "--version"),
+    "iperf3": ("iperf3", "--version"),
+    "openmpi": ("mpirun.openmpi", "--version"),
+}
+
+
+def _package(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _said(*command: str) -> str:
+    """The first line that a program prints."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "not installed"
+    return (done.stdout or done.stderr).strip().split("\n")[0]
+
+
+def _cpus(text: str) -> tools.Cpus:
+    first, _, second = text.partition(",")
+    if not (first.isdecimal() and second.isdecimal() and first != second):
+        raise click.BadParameter(f"{text}: allowed: two different CPUs, such as 0,1")
+    return int(first), int(second)
+
+
+@click.command()
+@click.argument("groups", nargs=-1, type=click.Choice(GROUPS))
+@click.option(
+    "--pairs",
+    "count",
+    type=click.IntRange(1),
+    default=15,
+    show_default=True,
+    help="Of runs of ours and of a tool that is a process of its own.",
+)
+@click.option(
+    "--quads",
+    type=click.IntRange(1),
+    default=60,
+    show_default=True,
+    help="Of blocks in one launch.",
+)
+@click.option("--openmpi", is_flag=True, help="The mpi figures under Open MPI, too.")
+@click.option("--cpus", default="0,1", show_default=True, help="Of the client and the server.")
+@click.option("--shrink", type=click.IntRange(1), default=1, help="Divides iterations, for a try.")
+@click.option("--json", "output", type=click.Path(path_type=Path), metavar="FILE")
+def main(
+    groups: tuple[str, ...],
+    count: int,
+    quads: int,
+    openmpi: bool,
+    cpus: str,
+    shrink: int,
+    output: Path | None,
+) -> None:
+    """Measure the groups (all of them when none is named); a row for each figure as it ends."""
+    where = about(_cpus(cpus))
+    _announce(where)
+    records: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="parity-") as folder:
+        run = Parity(_cpus(cpus), quads, count, shrink, Path(folder))
+        try:
+            for name in groups or GROUPS:
+                records += run.group(name)
+                if name == "mpi" and openmpi:
+                    records += run.open_mpi()
+        except CommbenchError as error:
+            raise click.ClickException(str(error)) from None
+        finally:
+            if output is not None:
+                output.write_text(json.dumps({"format": 1, **where, "rows": records}, indent=1))
+
+
+def _announce(where: dict[str, Any]) -> None:
+    client, server = where["cpus"]
+    print(f"# {where['when']}  {where['cpu']}, client on CPU {client}, server on CPU {server}")
+    print(f"# kernel {where['kernel']}, Python {where['python']}, load {where['load_before']:.2f}")
+    for name, text in where["versions"].items():
+        print(f"#   {name}: {text}")
+
+
+if __name__ == "__main__":
+    main()

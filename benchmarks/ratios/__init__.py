@@ -1,0 +1,1 @@
+"""What ``benchmarks/parity.py`` is made of; docs/parity.md says what it compares, and how."""

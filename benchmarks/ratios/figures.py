@@ -1,0 +1,82 @@
+"""The figures that are measured in one launch, and their targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from benchmarks.ratios.statistics import Target
+from commbench.jobs import make_plan
+from commbench.plan import Case
+from commbench.registry import load
+from commbench.units import format_size
+
+LATENCY, RATE = Target(1.05, at_most=True), Target(0.97, at_most=False)
+TCP_RATE = Target(0.95, at_most=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One ratio. ``target`` None: printed beside, nothing is asked of it.
+
+    ``iterations`` of a block, where OSU's would take too long, or too short to tell a rate.
+    ``beside``: other loops whose ratio to the reference is printed with it.
+    """
+
+    channel: str
+    benchmark: str
+    nbytes: int
+    target: Target | None
+    option: str = ""
+    iterations: int | None = None
+    beside: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        words = (self.channel, self.option, self.benchmark, format_size(self.nbytes))
+        return " ".join(word for word in words if word)
+
+    @property
+    def reference(self) -> str:
+        """The loop that it is compared with (see references.loop_named)."""
+        return "tcp-spin" if self.option == "wait=spin" else self.channel
+
+    @property
+    def windowed(self) -> bool:
+        return self.benchmark != "latency"
+
+    def case(self, shrink: int = 1) -> Case:
+        """As the command line makes it; ``shrink`` divides the iterations, for a try."""
+        texts = {
+            "channel": self.channel,
+            "benchmark": self.benchmark,
+            "message-size": str(self.nbytes),
+        }
+        if self.option:
+            texts["option"] = self.option
+        ((case,),) = make_plan(texts, None, "in-order", 0).blocks(load, 2)
+        iterations = (self.iterations or case.iterations) // shrink
+        return replace(case, iterations=max(2, iterations))
+
+
+def _mpi() -> list[Figure]:
+    latency = [
+        Figure("mpi", "latency", n, LATENCY, beside=("osu_latency", "mpi4py"))
+        for n in (1, 1024, 65536)
+    ]
+    bandwidth = [Figure("mpi", "bandwidth", n, RATE, iterations=80) for n in (65536, 1 << 20)]
+    return [*latency, *bandwidth, Figure("mpi", "message-rate", 1, RATE, iterations=1000)]
+
+
+FIGURES: dict[str, Sequence[Figure]] = {
+    "mpi": _mpi(),
+    "tcp": (
+        Figure("tcp", "latency", 64, LATENCY, "wait=block", 2000),
+        Figure("tcp", "latency", 64, None, "wait=spin", 5000),
+        Figure("tcp", "bandwidth", 1 << 20, None),
+    ),
+    "grpc": [
+        Figure("grpc", "latency", n, LATENCY, "", count, ("grpc-delivering",))
+        for n, count in ((64, 500), (65536, 500), (1 << 20, 150))
+    ],
+}

@@ -1,0 +1,56 @@
+"""Ratios to tools that are processes of their own: interleaved pairs, each side started anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from benchmarks.ratios import tools
+from benchmarks.ratios.figures import LATENCY, TCP_RATE
+from benchmarks.ratios.result import Result
+from commbench.units import format_size
+
+Measure = Callable[[], float]
+NBYTES, LARGE = 64, 1 << 20
+BUFFERS = ("system", "1M")
+
+
+def pairs(result: Result, ours: Measure, reference: Measure, count: int) -> Result:
+    """``count`` times ours and twice the reference, in an order that changes."""
+    for index in range(count):
+        order = ["ours", "reference", "again"]
+        order = order[index % 3 :] + order[: index % 3]
+        runs = {name: (ours if name == "ours" else reference)() for name in order}
+        result.ratios.append(runs["ours"] / runs["reference"])
+        result.against_itself.append(runs["again"] / runs["reference"])
+        result.ours.append(runs["ours"])
+        result.reference += [runs["reference"], runs["again"]]
+    return result.finished()
+
+
+def of_tcp(libraries: Path, cpus: tools.Cpus, count: int, shrink: int = 1) -> Iterator[Result]:
+    """The figures of the tcp channel that need sockperf and iperf3, and what says whether our
+    reference counts."""
+    size = format_size(NBYTES)
+    for spin in (True, False):
+        wait = "spin" if spin else "block"
+        yield pairs(
+            Result(f"tcp wait={wait} latency {size}", "sockperf", "ns", LATENCY if spin else None),
+            partial(tools.our_latency_ns, ("-o", f"wait={wait}"), NBYTES, cpus),
+            partial(tools.sockperf_ns, NBYTES, spin, cpus),
+            count,
+        )
+    yield pairs(
+        Result(f"our C reference of tcp latency {size}", "sockperf", "ns", None, check=True),
+        partial(tools.reference_alone, "tcp", libraries, cpus, shrink=shrink),
+        partial(tools.sockperf_ns, NBYTES, False, cpus),
+        count,
+    )
+    for buffer in BUFFERS:
+        yield pairs(
+            Result(f"tcp buf={buffer} bandwidth 1M", "iperf3", "B/s", TCP_RATE),
+            partial(tools.our_rate, ("-o", f"buf={buffer}"), LARGE, cpus),
+            partial(tools.iperf3_rate, LARGE, buffer, cpus),
+            count,
+        )

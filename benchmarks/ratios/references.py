@@ -1,0 +1,274 @@
+"""The reference loops as objects: compiled and called, or in Python, with one way to use them all.
+
+A reference runs in the two ranks that also run our loop, over the same buffers, and has a
+connection or communicator of its own. Its stamps go where ours go.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from commbench.errors import ChannelUnavailable, TransferError
+from commbench.harness.loops import Stamps
+from commbench.harness.measure import buffers
+from commbench.harness.rendezvous import Rendezvous
+from commbench.payloads.buffers import Message
+from commbench.plan import Case
+
+SOURCES = Path(__file__).parent.parent / "reference"
+_FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
+_TIMEOUT_S = 60.0
+_SOURCES = {"mpi": ("mpi_loops.c",), "tcp": ("tcp_pingpong.c", "tcp_stream.c")}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a reference runs: this rank, the case that ours measures, the compiled files."""
+
+    case: Case
+    rank: int
+    rendezvous: Rendezvous
+    libraries: Path
+
+    @property
+    def asks(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def windowed(self) -> bool:
+        return self.case.window > 1
+
+    def message(self, use: str) -> Message:
+        """The very buffer that ours uses."""
+        return buffers(use, self.case.payload.sizes, 1)[0]
+
+    def out_and_in(self, echo: bool = True) -> tuple[Message, Message]:
+        """What is sent and where messages land; ``echo``: what arrived goes back, as ours does."""
+        if self.asks:
+            return self.message("request"), self.message("reply")
+        return self.message("incoming" if echo else "reply"), self.message("incoming")
+
+
+class Reference(Protocol):
+    """``block``: ``count`` operations, on both ranks; the asking one's stamps are filled."""
+
+    def block(self, count: int, stamps: Stamps) -> None: ...
+    def close(self) -> None: ...
+
+
+# ---------------------------------------------------------------------- compiling
+
+
+def compile_all(group: str, folder: Path, open_mpi: bool = False) -> None:
+    """The sources of a group as shared objects in ``folder``. Raises ChannelUnavailable."""
+    for source in _SOURCES.get(group, ()):
+        compile_library(source, mpi_compiler(open_mpi) if group == "mpi" else c_compiler(), folder)
+
+
+def compile_library(source: str, compiler: str, folder: Path) -> Path:
+    """A shared object of ``reference/SOURCE``. Raises ChannelUnavailable with what cc said."""
+    library = folder / Path(source).with_suffix(".so").name
+    command = [compiler, *_FLAGS, "-o", str(library), str(SOURCES / source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    if done.returncode:
+        raise ChannelUnavailable(f"{compiler} cannot compile {source}: {done.stderr.strip()}")
+    return library
+
+
+def c_compiler() -> str:
+    """What CMake takes too: CC, else cc."""
+    return _found(os.environ.get("CC", "cc"))
+
+
+def mpi_compiler(open_mpi: bool) -> str:
+    """The mpicc of the library that the ranks load. Raises ChannelUnavailable."""
+    if open_mpi:
+        return _found("mpicc.openmpi")
+    beside = Path(sys.executable).with_name("mpicc")
+    return str(beside) if beside.exists() else _found("mpicc")
+
+
+def _found(program: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        raise ChannelUnavailable(f"{program} is not on PATH: the references cannot be compiled")
+    return path
+
+
+# ---------------------------------------------------------------------- C
+
+
+class Library:
+    """A shared object whose functions return 0; ctypes releases the GIL while they run."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Python ints go as 64 bits, which the callee may take fewer of."""
+        passed = [ctypes.c_int64(each) if isinstance(each, int) else each for each in arguments]
+        if code := getattr(self._library, name)(*passed):
+            raise TransferError(f"the reference failed in {name}: {code}")
+
+
+def _pointer(message: Message) -> ctypes.c_void_p:
+    return ctypes.c_void_p(message.addresses[0][0])
+
+
+def _stamps(stamps: Stamps) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    return ctypes.c_void_p(stamps.start.ctypes.data), ctypes.c_void_p(stamps.end.ctypes.data)
+
+
+class MpiLoops:
+    """mpi_loops.c, in the library that mpi4py has loaded already.
+
+    ``echo`` False: as in osu_latency the server sends another buffer than the one that came, which
+    never leaves its cache.
+    """
+
+    def __init__(self, place: Place, echo: bool = True) -> None:
+        from mpi4py import MPI
+
+        self.place = place
+        self.library = Library(place.libraries / "mpi_loops.so")
+        _one_library()
+        self.comm = MPI.COMM_WORLD.Dup()
+        self.out, self.into = (_pointer(each) for each in place.out_and_in(echo))
+
+    def block(self, count: int, stamps: Stamps) -> None:
+        place, nbytes = self.place, self.place.case.nbytes
+        who = (self.comm.py2f(), int(place.asks), 1 - place.rank)
+        if place.windowed:
+            buffer = self.out if place.asks else self.into
+            shape = (nbytes, 0, place.case.window, count)
+            self.library.call("reference_windows", *who, buffer, *shape, *_stamps(stamps))
+        else:
+            ends = (self.out, self.into, nbytes, count, *_stamps(stamps))
+            self.library.call("reference_pingpong", *who, *ends)
+
+    def close(self) -> None:
+        self.comm.Free()
+
+
+def _one_library() -> None:
+    """The reference must not have brought a libmpi of its own."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    mapped = {line.split()[-1] for line in maps if "/libmpi.so" in line}
+    if len(mapped) != 1:
+        raise ChannelUnavailable(f"two MPI libraries in one process: {', '.join(sorted(mapped))}")
+
+
+class TcpLoops:
+    """tcp_pingpong.c or tcp_stream.c over a connection with the options of our channel."""
+
+    def __init__(self, place: Place, spin: bool = False) -> None:
+        self.place, self.spin = place, spin
+        name = "tcp_stream.so" if place.windowed else "tcp_pingpong.so"
+        self.library = Library(place.libraries / name)
+        self.data = _pointer(place.message("request" if place.asks else "incoming"))
+        self.socket = _connection(place.rendezvous, place.asks)
+
+    def block(self, count: int, stamps: Stamps) -> None:
+        case = self.place.case
+        what = (self.socket.fileno(), self.data, case.nbytes)
+        times = _stamps(stamps) if self.place.asks else ()
+        if self.place.windowed:
+            name = "reference_send" if self.place.asks else "reference_receive"
+            self.library.call(name, *what, case.window, count, *times)
+        else:
+            name = "reference_ping" if self.place.asks else "reference_pong"
+            self.library.call(name, *what, count, int(self.spin), *times)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def _connection(rendezvous: Rendezvous, asks: bool) -> socket.socket:
+    """Rank 0 connects to rank 1, and proves the run's token."""
+    token, address = rendezvous.token.encode(), rendezvous.local_address
+    listener = None if asks else socket.create_server((address, 0))
+    where = rendezvous.allgather(listener.getsockname()[:2] if listener else None)[1]
+    assert isinstance(where, list)
+    if listener is None:
+        made = socket.create_connection((str(where[0]), int(str(where[1]))), _TIMEOUT_S)
+        made.sendall(token)
+    else:
+        with listener:
+            listener.settimeout(_TIMEOUT_S)
+            made, _ = listener.accept()
+        made.settimeout(_TIMEOUT_S)
+        if made.recv(len(token), socket.MSG_WAITALL) != token:
+            raise TransferError("a stranger connected to the reference")
+    made.settimeout(None)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
+
+
+# ---------------------------------------------------------------------- Python
+
+
+class Mpi4pyLoop:
+    """reference/mpi4py_loop.py."""
+
+    def __init__(self, place: Place) -> None:
+        from mpi4py import MPI
+
+        from benchmarks.reference import mpi4py_loop
+
+        self.comm = MPI.COMM_WORLD.Dup()
+        self.peer = 1 - place.rank
+        self.loop = mpi4py_loop.ask if place.asks else mpi4py_loop.answer
+        self.out, self.into = (each.views[0] for each in place.out_and_in())
+
+    def block(self, count: int, stamps: Stamps) -> None:
+        self.loop(self.comm, self.peer, self.out, self.into, count, stamps.start, stamps.end)
+
+    def close(self) -> None:
+        self.comm.Free()
+
+
+class GrpcLoop:
+    """reference/grpc_echo.py; ``delivers``: both ends keep what arrives in a buffer, as ours do."""
+
+    def __init__(self, place: Place, delivers: bool = False) -> None:
+        from benchmarks.reference.grpc_echo import EchoClient, EchoServer
+
+        self.rendezvous, nbytes = place.rendezvous, place.case.nbytes
+        here = f"{self.rendezvous.local_address}:0"
+        self.server = None if place.asks else EchoServer(here, nbytes, delivers)
+        where = self.rendezvous.allgather(self.server.address if self.server else None)[1]
+        self.client = EchoClient(str(where), nbytes, delivers) if place.asks else None
+
+    def block(self, count: int, stamps: Stamps) -> None:
+        if self.client is not None:
+            self.client.pingpong(stamps.start[:count], stamps.end[:count])
+        self.rendezvous.barrier()
+
+    def close(self) -> None:
+        for each in (self.client, self.server):
+            if each is not None:
+                each.close()
+
+
+def loop_named(name: str) -> Callable[[Place], Reference]:
+    """The references by name, and those that only stand beside."""
+    known: dict[str, Callable[[Place], Reference]] = {
+        "mpi": MpiLoops,
+        "osu_latency": partial(MpiLoops, echo=False),
+        "mpi4py": Mpi4pyLoop,
+        "tcp": TcpLoops,
+        "tcp-spin": partial(TcpLoops, spin=True),
+        "grpc": GrpcLoop,
+        "grpc-delivering": partial(GrpcLoop, delivers=True),
+    }
+    return known[name]

@@ -1,0 +1,1 @@
+"""The loops that commbench's are compared with: plain C, mpi4py and grpcio."""

@@ -1,0 +1,101 @@
+"""The C loops and engines of commbench; see native/commbench_ops.h."""
+
+from collections.abc import Sequence
+
+
+ABI_VERSION: int = 1
+
+CAPSULE: str = 'commbench.engine.v1'
+
+class StopFlag:
+    """Ends every wait of this process, native or Python."""
+
+    def __init__(self) -> None: ...
+
+    def set(self) -> None: ...
+
+    def clear(self) -> None: ...
+
+    @property
+    def is_set(self) -> bool: ...
+
+    @property
+    def address(self) -> int: ...
+
+class Slots:
+    """Messages as (address, nbytes) pairs; keeps owner alive."""
+
+    def __init__(self, slots: Sequence[Sequence[tuple[int, int]]], owner: object) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def fill(self, slot: int, seed: int, sender: int, number: int) -> None: ...
+
+    def differs(self, slot: int, seed: int, sender: int, number: int) -> tuple[int, ...]:
+        """(buffer, offset) of the first byte that differs, or ()."""
+
+class Prepared:
+    """An engine made ready for a case; OSError when it fails."""
+
+    def __init__(self, capsule: object, peers: Sequence[int], window: int, reply_every: int, asks: bool, serves: bool, request: object, reply: object, incoming: object, answer_nbytes: int, stop: object) -> None: ...
+
+    def finish(self) -> None: ...
+
+class Outcome:
+    """What a block did; error is 0 or an errno."""
+
+    @property
+    def error(self) -> int: ...
+
+    @property
+    def peer(self) -> int: ...
+
+    @property
+    def done(self) -> int: ...
+
+    @property
+    def served(self) -> int: ...
+
+    @property
+    def messages(self) -> int: ...
+
+    @property
+    def validated(self) -> int: ...
+
+    @property
+    def message(self) -> str: ...
+
+def run_loop(kind: str, prepared: Prepared, *, handler: str | None, targets: Sequence[int], rank: int, count: int, batch: int, serve: int, seed: int, number: int, request_nbytes: int, reply_nbytes: int, verify_every: bool, verify_last: bool, ordered: bool, timeout_ns: int, intended: int, start: int, end: int) -> Outcome:
+    """
+    One block through cb_loop() without the GIL; intended, start and end are addresses of int64 arrays of count elements.
+    """
+
+def now_ns() -> int:
+    """CLOCK_MONOTONIC in ns: the clock of every stamp."""
+
+def clock_pairs(n: int) -> list[int]:
+    """n differences of two clock reads, in ns."""
+
+class LoopbackEngine:
+    """One process asks itself; see native/loopback.c."""
+
+    def __init__(self, fault: str, fault_at: int) -> None: ...
+
+    @property
+    def capsule(self) -> object: ...
+
+class TcpEngine:
+    """Connected stream sockets by rank, -1: none; native/tcp.c."""
+
+    def __init__(self, ask: Sequence[int], serve: Sequence[int], spin: bool) -> None: ...
+
+    @property
+    def capsule(self) -> object: ...
+
+class MpiEngine:
+    """The MPI library that mpi4py loaded, without mpi.h."""
+
+    def __init__(self, files: Sequence[str], *, pointer: bool, comm: int, byte: int, request_null: int, status_nbytes: int, error_at: int, count_at: int, error_in_status: int, error_pending: int, undefined: int, mode: str, pack: bool) -> None: ...
+
+    @property
+    def capsule(self) -> object: ...

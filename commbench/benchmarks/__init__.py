@@ -1,0 +1,92 @@
+"""Who talks to whom, and what one operation is. A benchmark is a row of the table below.
+
+``latency``: ping-pong, the server echoes (OSU's osu_latency). ``bandwidth``: windows of one-way
+messages, the last with an empty reply (osu_bw). ``bibw``: both ends do so at once (osu_bibw, with
+that reply). ``message-rate``: bandwidth between pairs of ranks i and i + n/2 (osu_mbw_mr).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from commbench.errors import UsageError
+
+LARGE = 8192  # OSU: fewer iterations for messages above this many bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One rank's part: the ranks it asks and the ranks that ask it."""
+
+    targets: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()
+
+    @property
+    def peers(self) -> tuple[int, ...]:
+        return tuple(sorted({*self.targets, *self.sources}))
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """``windowed``: an operation is a window of messages. ``iterations``: OSU's defaults as
+    (iterations, warm-up) up to ``LARGE`` bytes and above."""
+
+    name: str
+    role: Callable[[int, int], Role]
+    windowed: bool
+    handler: str
+    iterations: tuple[tuple[int, int], tuple[int, int]]
+    window: int
+
+    def counts(self, nbytes: int) -> tuple[int, int]:
+        """(iterations, warm-up) that OSU takes for a message of this size."""
+        return self.iterations[nbytes > LARGE]
+
+    def estimator(self, rtt: bool) -> str:
+        """What one sample is: half a round trip, a round trip, or a window."""
+        if self.windowed:
+            return "window"
+        return "rtt" if rtt else "rtt/2"
+
+
+def first_pair(rank: int, size: int) -> Role:
+    """Rank 0 asks rank 1; others rest."""
+    return Role(targets=(1,)) if rank == 0 else Role(sources=(0,)) if rank == 1 else Role()
+
+
+def both(rank: int, size: int) -> Role:
+    """Ranks 0 and 1 ask each other."""
+    return Role((1 - rank,), (1 - rank,)) if rank < 2 else Role()
+
+
+def pairs(rank: int, size: int) -> Role:
+    """Rank i asks rank i + n/2; with an odd number the last one rests."""
+    half = size // 2
+    if rank < half:
+        return Role(targets=(rank + half,))
+    return Role(sources=(rank - half,)) if rank < 2 * half else Role()
+
+
+_PING = ((10_000, 100), (1_000, 10))
+_FLOOD = ((100, 10), (20, 2))
+
+BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
+    {
+        each.name: each
+        for each in (
+            Benchmark("latency", first_pair, False, "echo", _PING, 1),
+            Benchmark("bandwidth", first_pair, True, "sink", _FLOOD, 64),
+            Benchmark("bibw", both, True, "sink", _FLOOD, 64),
+            Benchmark("message-rate", pairs, True, "sink", _FLOOD, 64),
+        )
+    }
+)
+
+
+def benchmark(name: str) -> Benchmark:
+    """The benchmark of this name; UsageError lists those that are."""
+    if name not in BENCHMARKS:
+        raise UsageError(f"benchmark {name}: no such benchmark; there are: {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]

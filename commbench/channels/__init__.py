@@ -1,0 +1,1 @@
+"""One module per channel; ``base`` holds the contract, ``commbench.registry`` the names."""

@@ -1,0 +1,405 @@
+"""The command line: flags -> Plan -> session; the only place that prints or exits.
+
+Nothing heavy is imported before a command needs it: under mpirun every rank pays for it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from commbench import __version__
+from commbench.errors import CommbenchError, UsageError
+
+if TYPE_CHECKING:
+    from commbench.plan import Plan
+    from commbench.session import Options
+
+MAX_RANKS = 512  # on one host: more of them would measure the scheduler
+MAX_REPEAT = 10_000
+LAUNCH_INDEX = "--launch-index"  # hidden; what our launcher adds begins with it
+
+# long name, short name, metavar, help: the settings that a job file has too (commbench.jobs)
+_SETTINGS = (
+    ("channel", "-C", "NAMES", "Channels, e.g. tcp,mpi,grpc.  [tcp]"),
+    ("mode", None, "MODES", "non-serialized and/or serialized.  [non-serialized]"),
+    ("scheme", None, "NAMES", "contiguous, uniform, random, skew, trace:FILE.  [contiguous]"),
+    ("message-size", "-m", "SIZES", "1:4M (powers of two) or 64,1K,64K, binary.  [1:4M]"),
+    ("iovec", None, "N", "Buffers of a message of a scheme.  [10]"),
+    ("categories", None, "NAMES", "Buffer categories.  [small,medium,large]"),
+    ("small", None, "SIZE", "A small buffer, below 1K.  [10]"),
+    ("medium", None, "SIZE", "A medium buffer, 1K to below 1M.  [10K]"),
+    ("large", None, "SIZE", "A large buffer, 1M to 10M.  [1M]"),
+    ("skew-to", None, "NAME", "Category that skew favours.  [large]"),
+    ("skew-ratio", None, "RATIO", "Shares, the favoured first.  [60,30,10]"),
+    ("seed", None, "N", "Seed of payloads.  [0]"),
+    ("iterations", "-i", "N", "Operations of a case.  [as OSU: by benchmark and size]"),
+    ("warmup", "-x", "N", "Operations before them.  [as OSU]"),
+    ("duration", "-D", "TIME", "Run each case this long instead, e.g. 10s."),
+    ("warmup-time", None, "TIME", "With -D: warm up so long before; not counted in -D.  [0]"),
+    ("window", "-W", "N", "Messages of a bandwidth window.  [64]"),
+    ("loop", None, "LOOP", "auto, native or python.  [auto]"),
+    ("timeout", None, "TIME", "Longest wait without progress.  [60s]"),
+)
+
+
+class _CtrlC(BaseException):
+    """KeyboardInterrupt on its way past click, which would print an empty line for it."""
+
+
+class Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _CtrlC from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="commbench")
+def cli() -> None:
+    """Which transport is faster, why, and did my change slow it down?
+
+    \b
+    Exit codes: 0 fine, 1 regression, 2 usage, 3 not comparable,
+    4 channel unavailable, 5 transfer or validation error.
+    """
+
+
+def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    for name, short, metavar, text in reversed(_SETTINGS):
+        names = [f"--{name}"] + ([short] if short else [])
+        command = click.option(*names, metavar=metavar, help=text)(command)
+    return command
+
+
+@cli.command()
+@click.argument("what", nargs=-1, metavar="[BENCHMARK|JOB.toml]...")
+@_with_settings
+@click.option(
+    "-o",
+    "--option",
+    "option",
+    multiple=True,
+    metavar="[CHANNEL:]KEY=VALUE",
+    help="Option of a channel; see 'commbench channels'.",
+)
+@click.option("-c", "--validate", is_flag=True, help="Fill and verify every message.")
+@click.option("--rtt", is_flag=True, help="Latency is the whole round trip, not half of it.")
+@click.option("-z", "--percentiles", metavar="LIST", help="e.g. 50,99,99.9.")
+@click.option(
+    "-n",
+    "--ranks",
+    type=int,
+    default=2,
+    show_default=True,
+    help="Local ranks, when no launcher gives them.",
+)
+@click.option(
+    "--repeat", type=int, default=1, show_default=True, help="Launches of the whole plan."
+)
+@click.option(
+    "--in-order", is_flag=True, help="Do not shuffle blocks; the same as --shuffle in-order."
+)
+@click.option("--shuffle", metavar="HOW", help="blocks, all (single cases) or in-order.  [blocks]")
+@click.option("--order-seed", type=click.IntRange(0), help="Seed of the order.  [drawn, recorded]")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Results file (JSON Lines); never overwritten.",
+)
+@click.option(
+    "--on-exists",
+    type=click.Choice(["refuse", "number"]),
+    default="refuse",
+    show_default=True,
+    help="When FILE exists: refuse, or write FILE.1.",
+)
+@click.option("--save-samples", is_flag=True, help="Keep raw stamps in an .npz beside FILE.")
+@click.option(
+    "--bind",
+    default="core",
+    show_default=True,
+    metavar="core|numa|none|LIST",
+    help="CPUs of the ranks.",
+)
+@click.option("--interface", metavar="NAME|ADDRESS", help="Network interface to measure.")
+@click.option("--rendezvous", metavar="HOST:PORT|file:DIR", help="Where the ranks meet.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The run's secret, for --rendezvous HOST:PORT and --peer.",
+)
+@click.option("--join-timeout", type=float, metavar="S", help="Longest wait for all ranks.  [30]")
+@click.option("--peer", metavar="HOST:PORT", help="Run with a 'commbench serve' there.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and end.")
+@click.option(LAUNCH_INDEX, type=int, default=0, hidden=True)
+@click.option("--started-ns", type=int, default=0, hidden=True)
+def run(what: tuple[str, ...], **flags: Any) -> None:
+    """Run benchmarks, e.g. 'commbench run latency,bandwidth -C tcp,mpi -m 1:64K'.
+
+    Benchmarks: latency, bandwidth, bibw, message-rate. Without mpirun or srun it starts its own
+    two local ranks.
+    """
+    started_ns = flags["started_ns"] or time.monotonic_ns()
+    _check_flags(flags)
+    from commbench.harness.world import detect
+
+    alone = detect(os.environ) is None and not flags["peer"]
+    if flags["repeat"] > 1 and not alone and "COMMBENCH_LAUNCH_DIR" not in os.environ:
+        raise UsageError(
+            f"--repeat {flags['repeat']}: allowed where commbench starts its own ranks; under "
+            f"another launcher and with --peer, run the command again, each time to a new --output"
+        )
+    plan = _plan(what, flags)
+    if flags["dry_run"]:
+        from commbench.dryrun import table
+
+        _show(table(plan, flags["ranks"]))
+    elif alone:
+        sys.exit(_launch(plan, flags, started_ns))
+    else:
+        sys.exit(_rank(plan, flags, started_ns))
+
+
+def _check_flags(flags: dict[str, Any]) -> None:
+    for name, most in (("ranks", MAX_RANKS), ("repeat", MAX_REPEAT)):
+        if not 1 <= flags[name] <= most:
+            raise UsageError(f"--{name} {flags[name]}: allowed: 1 to {most}")
+    if flags["in_order"] and flags["shuffle"]:
+        raise UsageError(f"--shuffle {flags['shuffle']}: allowed without --in-order")
+    if flags["save_samples"] and not flags["output"]:
+        raise UsageError("--save-samples: needs --output, the samples go beside it")
+    if flags["percentiles"] is not None:
+        from commbench.record import parse_percentiles
+
+        parse_percentiles(flags["percentiles"])
+
+
+def _plan(what: tuple[str, ...], flags: dict[str, Any]) -> Plan:
+    from commbench.jobs import make_plan
+
+    jobs = [Path(each) for each in what if each.endswith(".toml")]
+    names = [each for each in what if not each.endswith(".toml")]
+    if len(jobs) > 1:
+        raise UsageError(f"{' '.join(map(str, jobs))}: allowed: one job file")
+    given = {name: flags[name.replace("-", "_")] for name, *_ in _SETTINGS}
+    given["benchmark"] = ",".join(names) or None
+    given["option"] = "\n".join(flags["option"]) or None
+    for switch in ("validate", "rtt"):
+        given[switch] = "true" if flags[switch] else None
+    order = "in-order" if flags["in_order"] else flags["shuffle"] or "blocks"
+    texts = {name: text for name, text in given.items() if text is not None}
+    return make_plan(texts, jobs[0] if jobs else None, order, _order_seed(flags))
+
+
+def _order_seed(flags: dict[str, Any]) -> int:
+    if flags["order_seed"] is None:
+        import random
+
+        flags["order_seed"] = random.SystemRandom().randrange(1 << 31)
+    return int(flags["order_seed"])
+
+
+def _launch(plan: Plan, flags: dict[str, Any], started_ns: int) -> int:
+    """Start our own local ranks, once for each repeat."""
+    from commbench.harness.launch import launch
+    from commbench.registry import usable
+
+    ranks = flags["ranks"]
+    kinds = [usable(name) for name in plan.channels()]
+    plan.blocks(usable, ranks)  # all that can be wrong with it is said before ranks are started
+    launcher = "mpi" if any(kind.launcher == "mpi" for kind in kinds) else "process"
+    output = ["--output", str(_free_output(flags))] if flags["output"] else []
+    for index in range(flags["repeat"]):
+        extra = [LAUNCH_INDEX, str(index), *output, "--order-seed", str(plan.order_seed)]
+        extra += ["--started-ns", str(started_ns if index == 0 else time.monotonic_ns())]
+        launched = launch([*sys.argv[1:], *extra], ranks, launcher=launcher)
+        if launched.exit_code:
+            return launched.exit_code
+    return 0
+
+
+def _free_output(flags: dict[str, Any]) -> Path:
+    """Where the results go: said before ranks are started, and the same for every launch."""
+    from commbench.results import free_path
+
+    path: Path = free_path(flags["output"], flags["on_exists"])
+    if path != flags["output"]:
+        _warn(f"--output {flags['output']}: exists; writing {path}")
+    return path
+
+
+def _rank(plan: Plan, flags: dict[str, Any], started_ns: int) -> int:
+    from commbench import session
+    from commbench.harness.rendezvous import join
+
+    options = _options(flags, started_ns)
+
+    def enter() -> Any:
+        if flags["peer"]:
+            from commbench.harness.peer import dial
+
+            token_file = flags["token_file"] and str(flags["token_file"])
+            return dial(flags["peer"], token_file, flags["interface"], flags["join_timeout"])
+        return join(
+            rendezvous=flags["rendezvous"],
+            interface=flags["interface"],
+            token_file=flags["token_file"] and str(flags["token_file"]),
+            join_timeout_s=flags["join_timeout"],
+        )
+
+    def make() -> Plan:
+        return plan
+
+    return session.run(enter, make, options, _show, _warn)
+
+
+def _typed(argv: list[str]) -> list[str]:
+    """What the user typed, without what our launcher added."""
+    return argv[: argv.index(LAUNCH_INDEX)] if LAUNCH_INDEX in argv else argv
+
+
+def _options(flags: dict[str, Any], started_ns: int) -> Options:
+    from commbench.record import parse_percentiles
+    from commbench.session import Options, Output
+
+    return Options(
+        output=Output(flags["output"], flags["on_exists"], flags["save_samples"]),
+        percentiles=() if flags["percentiles"] is None else parse_percentiles(flags["percentiles"]),
+        bind=flags["bind"],
+        repeat=flags["repeat"],
+        launch=flags["launch_index"],
+        started_ns=started_ns,
+        argv=("commbench", *_typed(sys.argv[1:])),
+    )
+
+
+def _show(line: str) -> None:
+    try:
+        click.echo(line)
+    except OSError as error:
+        from commbench.harness.streams import unwritable
+
+        raise unwritable(sys.stdout, error) from None
+
+
+def _warn(line: str) -> None:
+    click.echo(f"# {line}", err=True)
+
+
+@cli.command()
+@click.option("--interface", metavar="NAME|ADDRESS", help="Network interface to measure.")
+@click.option("--port", type=int, default=0, help="Port to listen on.  [any free one]")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The run's secret; written unless it is there.  [a new file here]",
+)
+@click.option(
+    "--bind", default="core", show_default=True, metavar="core|numa|none|LIST", help="CPUs."
+)
+@click.option("--wait", default="1h", show_default=True, metavar="TIME", help="For the other host.")
+def serve(interface: str | None, port: int, token_file: Path | None, bind: str, wait: str) -> None:
+    """Be the other end of one 'commbench run --peer', without a launcher.
+
+    Prints the line to type on the other host, where the token file must be copied to. The plan
+    comes from there.
+    """
+    from commbench import session
+    from commbench.harness.peer import Serving
+    from commbench.units import parse_duration
+
+    patience = parse_duration(wait, "--wait")
+    serving = Serving(interface, port, str(token_file) if token_file else None)
+    try:
+        _show(serving.line)
+        options = session.Options(bind=bind)
+        code = session.run(lambda: serving.join(patience), None, options, _show, _warn)
+    finally:
+        serving.close()
+    sys.exit(code)
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--format", "form", default="table", show_default=True, metavar="table|csv|json|markdown|osu"
+)
+@click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Also draw a picture.")
+@click.option("-z", "--percentiles", metavar="LIST", help="e.g. 50,99,99.9.")
+def report(files: tuple[Path, ...], form: str, png: Path | None, percentiles: str | None) -> None:
+    """Make a report again from results files."""
+    from commbench.record import parse_percentiles
+    from commbench.reports.report import report as make
+
+    wanted = () if percentiles is None else parse_percentiles(percentiles)
+    _show(make(files, form, png, wanted).removesuffix("\n"))
+
+
+@cli.command()
+@click.option("-v", "--verbose", is_flag=True, help="Also list every option.")
+def channels(verbose: bool) -> None:
+    """List every channel: usable or not, why, and what to install."""
+    from commbench.registry import known, load
+
+    for name in known():
+        try:
+            kind = load(name)
+            missing = kind.missing()
+        except CommbenchError as error:
+            kind, missing = None, str(error)
+        _show(f"{name:<10} {'usable' if missing is None else f'not usable: {missing}'}")
+        if verbose and kind is not None:
+            for key, option in kind.options.items():
+                choices = f" ({'|'.join(c for c in option.choices if c)})" if option.choices else ""
+                _show(f"    -o {key}={option.default}{choices}: {option.help}")
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what on this machine makes numbers unstable, and what to do."""
+    from commbench.harness.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        _show(f"{finding.what}\n    why: {finding.why}\n    do:  {finding.remedy}")
+    _show(f"# {len(findings)} findings" if findings else "# nothing found")
+
+
+def _open_streams() -> None:
+    """A closed one goes nowhere: its number must not become that of a socket or of the results."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ±
+
+
+def main() -> None:
+    """The console script: our errors and click's become one line and the documented exit code."""
+    _open_streams()
+    try:
+        sys.exit(cli.main(prog_name="commbench", standalone_mode=False))
+    except CommbenchError as error:
+        code, line = error.exit_code, str(error)
+    except click.exceptions.NoArgsIsHelpError as error:
+        code, line = error.exit_code, ""
+        error.show()
+    except click.ClickException as error:
+        code, line = error.exit_code, error.format_message()
+    except (_CtrlC, click.Abort):
+        raise KeyboardInterrupt from None
+    if line:
+        click.echo(f"commbench: {' '.join(line.split())}", err=True)
+    sys.exit(code)

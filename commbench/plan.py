@@ -1,0 +1,242 @@
+"""What a run will do, decided before it starts: settings -> cases -> blocks in their order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any, Self
+
+from commbench.benchmarks import BENCHMARKS, Benchmark, benchmark
+from commbench.errors import UsageError
+from commbench.payloads.schemes import SchemeOptions, contiguous, make_spec
+from commbench.payloads.spec import PayloadSpec
+from commbench.units import parse_sizes
+
+if TYPE_CHECKING:
+    from commbench.channels.base import Channel
+
+MODES = ("non-serialized", "serialized")
+LOOPS = ("auto", "native", "python")
+ORDERS = ("blocks", "in-order", "all")
+DEFAULT_SIZES = "1:4M"
+
+Load = Callable[[str], "type[Channel]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row of the report. ``key`` is what must match for two numbers to be compared."""
+
+    benchmark: str
+    channel: str
+    mode: str
+    payload: PayloadSpec
+    ranks: int
+    window: int
+    options: Mapping[str, str]
+    iterations: int
+    warmup: int
+    duration_s: float = 0.0  # > 0: run this long, after warmup_s, instead of the counts
+    warmup_s: float = 0.0
+    validation: str = "pass"  # "every": each message is filled and verified
+    loop: str = "auto"
+    rtt: bool = False
+    timeout_s: float = 60.0
+    order: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.payload.nbytes
+
+    def key(self) -> dict[str, Any]:
+        """The ``case`` object of the results file."""
+        names = ("benchmark", "channel", "mode", "nbytes", "ranks", "window")
+        payload = {**asdict(self.payload), "sizes": list(self.payload.sizes)}
+        return {
+            **{name: getattr(self, name) for name in names},
+            "payload": payload,
+            "options": dict(self.options),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        payload = record["payload"]
+        spec = PayloadSpec(payload["scheme"], tuple(payload["sizes"]), payload["seed"])
+        return cls(**{**record, "payload": spec})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One section of a job file, or what the flags say. Raises UsageError naming the flag.
+
+    ``options`` are (channel or None, key, value): without a channel an option goes to every
+    channel that has it.
+    """
+
+    benchmarks: tuple[str, ...] = ("latency",)
+    channels: tuple[str, ...] = ("tcp",)
+    modes: tuple[str, ...] = ("non-serialized",)
+    schemes: tuple[str, ...] = ("contiguous",)
+    sizes: tuple[int, ...] | None = None
+    scheme_options: SchemeOptions = field(default_factory=SchemeOptions)
+    iterations: int | None = None
+    warmup: int | None = None
+    duration_s: float = 0.0
+    warmup_s: float = 0.0
+    window: int | None = None
+    validate: bool = False
+    rtt: bool = False
+    loop: str = "auto"
+    timeout_s: float = 60.0
+    options: tuple[tuple[str | None, str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.benchmarks:
+            benchmark(name)
+        _allowed("--mode", self.modes, MODES)
+        _allowed("--loop", (self.loop,), LOOPS)
+        if self.sizes is not None and "contiguous" not in self.schemes:
+            raise UsageError(
+                f"-m: sizes go with --scheme contiguous; given: --scheme {','.join(self.schemes)}"
+            )
+        if self.warmup_s and not self.duration_s:
+            raise UsageError("--warmup-time: goes with -D/--duration; use -x/--warmup with counts")
+        if self.duration_s and (self.iterations or self.warmup is not None):
+            raise UsageError("-D/--duration: allowed without -i/--iterations and -x/--warmup")
+
+    def payloads(self) -> Iterator[tuple[str, list[PayloadSpec]]]:
+        """Each scheme with its messages, in ascending order of size."""
+        for scheme in self.schemes:
+            if scheme == "contiguous":
+                sizes = self.sizes or parse_sizes(DEFAULT_SIZES)
+                seed = self.scheme_options.seed
+                yield scheme, [contiguous(nbytes, seed) for nbytes in sorted(set(sizes))]
+            else:
+                yield scheme, [make_spec(scheme, self.scheme_options)]
+
+    def cases(self, load: Load, ranks: int) -> list[list[Case]]:
+        """The cases by block (channel, benchmark, scheme, mode); every option has found a channel.
+
+        ``load`` gives the class of a channel. Raises UsageError, ChannelUnavailable.
+        """
+        kinds = {name: load(name) for name in self.channels}
+        options = self._options(kinds)
+        for name, mode in product(self.channels, self.modes):
+            check_mode(kinds[name], mode)
+            check_ranks(kinds[name], ranks)
+        return [
+            [self._case(benchmark(kind), name, mode, spec, ranks, options[name]) for spec in specs]
+            for name, kind, (_, specs), mode in product(
+                self.channels, self.benchmarks, self.payloads(), self.modes
+            )
+        ]
+
+    def _case(
+        self,
+        kind: Benchmark,
+        channel: str,
+        mode: str,
+        spec: PayloadSpec,
+        ranks: int,
+        options: Mapping[str, str],
+    ) -> Case:
+        iterations, warmup = kind.counts(spec.nbytes)
+        return Case(
+            benchmark=kind.name,
+            channel=channel,
+            mode=mode,
+            payload=spec,
+            ranks=ranks,
+            window=(self.window or kind.window) if kind.windowed else kind.window,
+            options=options,
+            iterations=self.iterations or iterations,
+            warmup=warmup if self.warmup is None else self.warmup,
+            duration_s=self.duration_s,
+            warmup_s=self.warmup_s,
+            validation="every" if self.validate else "pass",
+            loop=self.loop,
+            rtt=self.rtt,
+            timeout_s=self.timeout_s,
+        )
+
+    def _options(self, kinds: Mapping[str, type[Channel]]) -> dict[str, dict[str, str]]:
+        """The options of each channel that differ from its defaults; all are checked."""
+        given: dict[str, dict[str, str]] = {name: {} for name in kinds}
+        for channel, key, value in self.options:
+            takers = [name for name in kinds if channel in (name, None)]
+            if channel is None and len(kinds) > 1:
+                takers = [name for name in takers if key in kinds[name].options]
+            if not takers:
+                where = f"{channel}:" if channel else ""
+                raise UsageError(
+                    f"-o {where}{key}={value}: no channel of -C {','.join(kinds)} takes it"
+                )
+            for name in takers:
+                given[name][key] = value
+        return {name: _changed(kind, given[name]) for name, kind in kinds.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All sections of a run and the order of their blocks.
+
+    ``order``: "blocks" shuffles blocks with ``order_seed`` (sizes ascend inside a block), "all"
+    shuffles single cases, "in-order" nothing.
+    """
+
+    sections: tuple[Settings, ...]
+    order: str = "blocks"
+    order_seed: int = 0
+
+    def blocks(self, load: Load, ranks: int, launch: int = 0) -> list[list[Case]]:
+        """Blocks in the order in which this launch runs them; a channel is opened once for each."""
+        blocks = [block for section in self.sections for block in section.cases(load, ranks)]
+        if self.order == "all":
+            blocks = [[case] for block in blocks for case in block]
+        if self.order != "in-order":
+            random.Random(self.order_seed + launch).shuffle(blocks)
+        numbered = iter(range(sum(map(len, blocks))))
+        return [[replace(case, order=next(numbered)) for case in block] for block in blocks]
+
+    def channels(self) -> list[str]:
+        """Names of all channels, each once."""
+        return list(dict.fromkeys(name for each in self.sections for name in each.channels))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_ranks(channel: type[Channel], ranks: int) -> None:
+    """UsageError unless there is somebody to talk to."""
+    if ranks < 2 and not channel.ranks_inside:
+        raise UsageError(f"-n/--ranks {ranks}: channel {channel.name} needs at least 2 ranks")
+
+
+def _changed(channel: type[Channel], given: Mapping[str, str]) -> dict[str, str]:
+    checked = channel.check_options(given)
+    return {key: checked[key] for key in given if checked[key] != channel.options[key].default}
+
+
+def check_mode(channel: type[Channel], mode: str) -> None:
+    """UsageError unless the channel has this mode."""
+    from commbench.channels.base import Capability
+
+    if mode == "serialized" and Capability.SERIALIZED not in channel.capabilities:
+        raise UsageError(
+            f"--mode {mode}: channel {channel.name} has no serialized mode; "
+            f"allowed for it: non-serialized"
+        )
+
+
+def _allowed(flag: str, given: Sequence[str], allowed: Sequence[str]) -> None:
+    for value in given:
+        if value not in allowed:
+            raise UsageError(f"{flag} {value}: allowed: {', '.join(allowed)}")
+
+
+__all__ = ["BENCHMARKS", "LOOPS", "MODES", "ORDERS", "Case", "Plan", "Settings", "check_mode"]

@@ -1,0 +1,75 @@
+"""Names of channels, their modules and what brings a missing one. Nothing is imported until named.
+
+Third parties add channels through the entry-point group ``commbench.channels``
+(``quic = "commbench_quic:QuicChannel"``); a built-in name cannot be replaced.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from commbench.errors import ChannelUnavailable, UsageError
+
+if TYPE_CHECKING:
+    from commbench.channels.base import Channel
+
+GROUP = "commbench.channels"
+
+# name -> "module:Class", in the order in which people read them
+BUILT_IN: Mapping[str, str] = MappingProxyType(
+    {
+        "tcp": "commbench.channels.tcp:TcpChannel",
+        "uds": "commbench.channels.tcp:UdsChannel",
+        "ipoib": "commbench.channels.tcp:IpoibChannel",
+        "mpi": "commbench.channels.mpi:MpiChannel",
+        "grpc": "commbench.channels.grpc:GrpcChannel",
+        "loopback": "commbench.channels.loopback:LoopbackChannel",
+    }
+)
+
+
+def known() -> dict[str, str]:
+    """All names with their "module:Class". Raises UsageError when a plug-in takes a name twice."""
+    names = dict(BUILT_IN)
+    for point in entry_points(group=GROUP):
+        if point.name in names:
+            raise UsageError(
+                f"channel {point.name}: {point.value} takes a name that {names[point.name]} has; "
+                f"uninstall one of them"
+            )
+        names[point.name] = point.value
+    return names
+
+
+def load(name: str) -> type[Channel]:
+    """The class of a channel, usable or not.
+
+    Raises UsageError for an unknown name, ChannelUnavailable when its module cannot be imported.
+    """
+    names = known()
+    if name not in names:
+        raise UsageError(f"-C {name}: no such channel; there are: {', '.join(names)}")
+    return load_path(names[name], name)
+
+
+def load_path(path: str, name: str) -> type[Channel]:
+    """The class at "module:Class"; ``name`` is for the message of ChannelUnavailable."""
+    module, _, attribute = path.partition(":")
+    try:
+        channel: type[Channel] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ChannelUnavailable(f"channel {name} cannot be loaded: {error}") from error
+    return channel
+
+
+def usable(name: str) -> type[Channel]:
+    """As ``load``, but ChannelUnavailable (with the remedy) when it cannot run here."""
+    channel = load(name)
+    missing = channel.missing()
+    if missing is not None:
+        raise ChannelUnavailable(f"channel {name} cannot run here: {missing}")
+    return channel

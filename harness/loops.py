@@ -1,0 +1,149 @@
+"""The loops: the only Python that reads the clock.
+
+``NativeLoop`` hands a block to ``native/loops.c``; ``PythonLoop`` drives a channel's Python verbs.
+Both take the same ``Block`` and write the same stamps, so that either can be the other's check.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from commbench import _native
+from commbench.channels.base import Channel, Exchange
+from commbench.errors import (
+    CommbenchError,
+    Interrupted,
+    PayloadMismatch,
+    PeerLost,
+    TransferError,
+)
+from commbench.harness.asking import Asker
+from commbench.harness.block import BLOCK_OPERATIONS, Block, Outcome, Stamps
+from commbench.harness.handlers import handler_named
+from commbench.harness.pipeline import Pipeline
+from commbench.harness.serving import Server
+from commbench.payloads.buffers import Message
+
+__all__ = ["BLOCK_OPERATIONS", "Block", "Loop", "NativeLoop", "Outcome", "PythonLoop", "Stamps"]
+
+
+class Loop(Protocol):
+    """A channel made ready for one case; ``close`` ends the case."""
+
+    name: str
+
+    def run(self, block: Block, stamps: Stamps) -> Outcome: ...
+    def close(self) -> None: ...
+
+
+class NativeLoop:
+    """``native/loops.c`` over the channel's engine, without the GIL."""
+
+    name = "native"
+
+    def __init__(self, channel: Channel, exchange: Exchange) -> None:
+        engine = channel.native()
+        if engine is None:
+            raise TransferError(f"channel {channel.name} has no native engine")
+        self._channel = channel
+        try:
+            self._prepared = _native.Prepared(
+                engine.capsule,
+                exchange.peers,
+                exchange.window,
+                exchange.reply_every,
+                exchange.asks,
+                exchange.serves,
+                _slots(exchange.request),
+                _slots(exchange.reply),
+                _slots(exchange.incoming),
+                exchange.answer_nbytes,
+                exchange.stop,
+            )
+        except OSError as error:
+            raise _error(error.errno or 0, f"channel {channel.name}: {error.strerror}") from error
+
+    def run(self, block: Block, stamps: Stamps) -> Outcome:
+        outcome = _native.run_loop(
+            block.kind,
+            self._prepared,
+            handler=block.handler,
+            targets=block.targets,
+            rank=block.rank,
+            count=block.count,
+            batch=block.batch,
+            serve=block.serve,
+            seed=block.seed,
+            number=block.number,
+            request_nbytes=block.request_nbytes,
+            reply_nbytes=block.reply_nbytes,
+            verify_every=block.verify_every,
+            verify_last=block.verify_last,
+            ordered=block.ordered,
+            timeout_ns=int(block.timeout_s * 1e9),
+            intended=stamps.intended.ctypes.data,
+            start=stamps.start.ctypes.data,
+            end=stamps.end.ctypes.data,
+        )
+        if outcome.error:
+            peer = "" if outcome.peer < 0 else f" (peer: rank {outcome.peer})"
+            raise _error(outcome.error, f"channel {self._channel.name}: {outcome.message}{peer}")
+        return Outcome(outcome.done, outcome.served, outcome.messages, outcome.validated)
+
+    def close(self) -> None:
+        try:
+            self._prepared.finish()
+        except OSError as error:
+            raise _error(
+                error.errno or 0, f"channel {self._channel.name}: {error.strerror}"
+            ) from error
+
+
+def _slots(messages: Sequence[Message]) -> _native.Slots:
+    return _native.Slots([message.addresses for message in messages], tuple(messages))
+
+
+_ERRORS: dict[int, type[CommbenchError]] = {
+    errno.ECANCELED: Interrupted,
+    errno.EBADMSG: PayloadMismatch,
+    errno.ECONNRESET: PeerLost,
+    errno.ECONNABORTED: PeerLost,
+    errno.EPIPE: PeerLost,
+}
+
+
+def _error(code: int, message: str) -> CommbenchError:
+    return _ERRORS.get(code, TransferError)(message)
+
+
+class PythonLoop:
+    """The reference: the same loops over the channel's Python verbs. ``clock`` returns ns."""
+
+    name = "python"
+
+    def __init__(
+        self,
+        channel: Channel,
+        exchange: Exchange,
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self._channel = channel
+        self._exchange = exchange
+        self._clock = clock
+        channel.prepare(exchange)
+
+    def close(self) -> None:
+        self._channel.finish()
+
+    def run(self, block: Block, stamps: Stamps) -> Outcome:
+        handler = handler_named(block.handler) if block.handler else None
+        asker = Asker(self._channel, self._exchange, block, stamps, self._clock)
+        if block.kind == "closed" and self._exchange.window == 1:
+            return asker.pingpong()
+        if block.kind == "windowed":
+            return asker.windows()
+        server = Server(self._channel, self._exchange, block, handler) if block.serve else None
+        return Pipeline(asker, block.kind == "open").run(server)

@@ -1,0 +1,283 @@
+"""One case on one rank: buffers, the verified pass, warm-up, the timed blocks.
+
+Every rank of a case runs the same steps and knows how many operations a block has, so no message
+has to say "stop": a timed run by duration is a row of blocks whose length the ranks agree on
+through the rendezvous, with the clock stopped.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol
+
+from commbench.benchmarks import Benchmark, Role, benchmark
+from commbench.channels.base import Capability, Channel, Exchange
+from commbench.errors import UsageError
+from commbench.harness.loops import Block, Loop, NativeLoop, Outcome, PythonLoop, Stamps
+from commbench.harness.stop import StopFlag
+from commbench.histogram import Histogram, Int64Array
+from commbench.payloads.buffers import Message, allocate
+from commbench.plan import Case
+from commbench.record import halved
+
+VERIFIED_MESSAGES = 16  # at least so many, or one window, in the untimed verified pass
+VERIFIED_MEMORY = 64 << 20  # the verified pass takes a smaller window rather than more than this
+FIRST_VERIFIED, TIMED_NUMBER = 1, 1 << 40  # message numbers: those of the passes never meet
+FIRST_BLOCK = 16  # operations of the first block when running by duration
+PATIENCE_S = 7 * 86400.0  # a rank without a part waits as long as the others are at work:
+# their loops notice a standstill after --timeout, and the rendezvous a rank that is gone
+BLOCK_S = 1.0  # a block of a run by duration is aimed at no more than this
+
+
+class Meeting(Protocol):
+    """What a case needs of the rendezvous."""
+
+    @property
+    def stop(self) -> StopFlag: ...
+    def barrier(self, timeout_s: float) -> None: ...
+    def allgather(self, value: int, timeout_s: float) -> Sequence[object]: ...
+
+
+SaveStamps = Callable[[Int64Array, Int64Array], None]
+
+
+@dataclass(slots=True)
+class Share:
+    """What one rank contributes to a case; sums over its blocks."""
+
+    histogram: Histogram = field(default_factory=Histogram)
+    elapsed_ns: int = 0  # of the operations that count: first start to last end of each block
+    summed_ns: int = 0  # of all operations that were stamped, warm-up included
+    operations: int = 0
+    messages: int = 0
+    validated: int = 0
+    blocks: int = 0
+
+
+class CaseRun:
+    """Runs one case on one rank; all ranks must do so together."""
+
+    def __init__(
+        self,
+        case: Case,
+        channel: Channel,
+        rendezvous: Meeting,
+        rank: int,
+        stamps: Stamps,
+        save: SaveStamps | None = None,
+    ) -> None:
+        self.case = case
+        self.channel = channel
+        self.rendezvous = rendezvous
+        self.rank = rank
+        self.kind: Benchmark = benchmark(case.benchmark)
+        self.role = role_of(self.kind, channel, rank, case.ranks)
+        self.native = uses_native(case, channel)
+        self.one_way = Capability.ONE_WAY in channel.capabilities
+        self.stamps = stamps
+        self.save = save
+        self.share = Share()
+        self.number = TIMED_NUMBER
+
+    @property
+    def batch(self) -> int:
+        return self.case.window if self.kind.windowed else 1
+
+    @property
+    def every(self) -> bool:
+        return self.case.validation == "every"
+
+    def run(self) -> Share:
+        """Collective. Raises PayloadMismatch, PeerLost, TransferError, Interrupted, UsageError."""
+        window = self.verified_window()
+        loop = self.prepare(window, distinct=True)
+        self.verified_pass(loop, window)
+        if self.case.window > 1 and not (self.every and window == self.case.window):
+            self.end(loop)
+            loop = self.prepare(self.case.window, distinct=self.every)
+        self.timed(loop)
+        self.end(loop)
+        return self.share
+
+    # -- getting ready
+
+    def verified_window(self) -> int:
+        """Messages in flight of the verified pass: the case's, or what the memory allows."""
+        if self.every or self.case.nbytes == 0:
+            return self.case.window
+        return max(1, min(self.case.window, VERIFIED_MEMORY // self.case.nbytes))
+
+    def prepare(self, window: int, distinct: bool) -> Loop | None:
+        """Slots of their own for each message in flight, or one for all as OSU's bandwidth has.
+
+        None on a rank that takes no part.
+        """
+        peers = self.role.peers
+        slots = window * max(1, len(peers))
+        different = slots if distinct else 1
+        reply = () if self.kind.handler == "sink" else self.case.payload.sizes
+        exchange = Exchange(
+            peers=peers,
+            window=window,
+            reply_every=(window if self.one_way else 1) if self.kind.windowed else 1,
+            asks=bool(self.role.targets),
+            serves=bool(self.role.sources),
+            request=buffers("request", self.case.payload.sizes, different) * (slots // different),
+            reply=buffers("reply", reply, different) * (slots // different),
+            incoming=buffers("incoming", self.case.payload.sizes, different) * (slots // different),
+            answer_nbytes=sum(reply),
+            stop=self.rendezvous.stop,
+        )
+        self.requests = exchange.request[:different]
+        loop = self.make(exchange) if peers else None
+        self.rendezvous.barrier(PATIENCE_S)
+        return loop
+
+    def make(self, exchange: Exchange) -> Loop:
+        return (NativeLoop if self.native else PythonLoop)(self.channel, exchange)
+
+    def end(self, loop: Loop | None) -> None:
+        if loop is not None:
+            loop.close()
+        self.rendezvous.barrier(PATIENCE_S)
+
+    # -- blocks
+
+    def block(self, count: int, batch: int, number: int, every: bool, last: bool) -> Block:
+        role, nbytes = self.role, self.case.nbytes
+        return Block(
+            kind=self.loop_kind(),
+            handler=self.kind.handler if role.sources else None,
+            targets=role.targets,
+            rank=self.rank,
+            count=count if role.targets else 0,
+            serve=count * batch * len(role.sources),
+            batch=batch,
+            seed=self.case.payload.seed,
+            number=number,
+            request_nbytes=nbytes,
+            reply_nbytes=nbytes if self.kind.handler == "echo" else 0,
+            verify_every=every,
+            verify_last=last,
+            ordered=Capability.UNORDERED not in self.channel.capabilities,
+            timeout_s=self.case.timeout_s,
+        )
+
+    def loop_kind(self) -> str:
+        if self.role.targets and self.role.sources:
+            return "ask-and-serve"
+        if not self.role.targets:
+            return "serve"
+        return "windowed" if self.kind.windowed else "closed"
+
+    def go(self, loop: Loop | None, block: Block) -> None:
+        outcome = loop.run(block, self.stamps) if loop is not None else Outcome()
+        self.channel.settle(self.role.peers)
+        self.share.validated += outcome.validated
+
+    def verified_pass(self, loop: Loop | None, window: int) -> None:
+        """Untimed, through the same loop and engine; each message has content of its own."""
+        batch = window if self.kind.windowed else 1
+        count = -(-VERIFIED_MESSAGES // batch)
+        self.go(loop, self.block(count, batch, FIRST_VERIFIED, every=True, last=False))
+
+    def timed(self, loop: Loop | None) -> None:
+        if self.role.targets and not self.every:
+            for request in self.requests:
+                request.fill(self.case.payload.seed, self.rank, TIMED_NUMBER)
+        if self.case.duration_s:
+            self.by_duration(loop)
+        else:
+            self.by_count(loop)
+
+    def by_count(self, loop: Loop | None) -> None:
+        """Warm-up and iterations run through without a pause, as OSU's do."""
+        skip, left = self.case.warmup, self.case.warmup + self.case.iterations
+        while left:
+            count = min(left, self.stamps.capacity)
+            self.timed_block(loop, count, min(skip, count))
+            left -= count
+            skip -= min(skip, count)
+
+    def by_duration(self, loop: Loop | None) -> None:
+        """Blocks until the time is up; the ranks agree on each block's length."""
+        rate = FIRST_BLOCK / BLOCK_S
+        for limit_s, warm in ((self.case.warmup_s, True), (self.case.duration_s, False)):
+            spent_s = 0.0
+            while spent_s < limit_s:
+                count = max(FIRST_BLOCK, round(rate * min(BLOCK_S, limit_s - spent_s)))
+                count = min(count, self.stamps.capacity)
+                mine = self.timed_block(loop, count, count if warm else 0)
+                block_s = self.longest(mine) / 1e9
+                spent_s += max(block_s, 1e-6)
+                rate = count / max(block_s, 1e-6)
+
+    def longest(self, mine: int) -> int:
+        return max(int(str(each)) for each in self.rendezvous.allgather(mine, PATIENCE_S))
+
+    def timed_block(self, loop: Loop | None, count: int, skip: int) -> int:
+        """One block whose first ``skip`` operations are warm-up; ns from first start to last end.
+
+        The barrier keeps the blocks of several askers apart on the ranks that serve them.
+        """
+        if self.share.blocks:
+            self.rendezvous.barrier(PATIENCE_S)
+        block = self.block(count, self.batch, self.number, every=self.every, last=not self.every)
+        if self.every:
+            self.number += count * self.batch
+        self.share.blocks += 1
+        self.go(loop, block)
+        if not self.role.targets:
+            return 0
+        start, end = self.stamps.start[:count], self.stamps.end[:count]
+        self.share.summed_ns += int((end - start).sum())
+        if skip < count:
+            self.keep(start[skip:], end[skip:])
+        return int(end.max() - start.min())
+
+    def keep(self, start: Int64Array, end: Int64Array) -> None:
+        """Fold a block into the histogram."""
+        spent = end - start
+        halve = self.kind.estimator(self.case.rtt) == "rtt/2"
+        self.share.histogram.add(halved(spent) if halve else spent)
+        self.share.elapsed_ns += int(end.max() - start.min())
+        self.share.operations += len(start)
+        self.share.messages += len(start) * self.batch
+        if self.save is not None:
+            self.save(start, end)
+
+
+def memory_nbytes(case: Case) -> int:
+    """What one rank's buffers take at least: a request, a reply and what arrives, of each slot."""
+    page = mmap.PAGESIZE
+    message = sum(max(page, -(-size // page) * page) for size in case.payload.sizes)
+    kinds = 2 if benchmark(case.benchmark).handler == "sink" else 3
+    return kinds * message * (case.window if case.validation == "every" else 1)
+
+
+def role_of(kind: Benchmark, channel: Channel | type[Channel], rank: int, ranks: int) -> Role:
+    """A rank's part; over a channel that stays inside a rank, rank 0 asks itself."""
+    if channel.ranks_inside:
+        return Role((0,), (0,)) if rank == 0 else Role()
+    return kind.role(rank, ranks)
+
+
+def uses_native(case: Case, channel: Channel) -> bool:
+    """Which loop: what --loop says; auto takes the native one where there is an engine."""
+    if case.loop == "python":
+        return False
+    has_engine = channel.native() is not None
+    if case.loop == "native" and not has_engine:
+        raise UsageError(
+            f"--loop native: channel {channel.name} has no native engine; allowed: auto, python"
+        )
+    return has_engine
+
+
+@lru_cache(maxsize=8)
+def buffers(use: str, sizes: tuple[int, ...], count: int) -> tuple[Message, ...]:
+    """Slots for one ``use``; the next case of the same shape gets the same ones."""
+    return tuple(allocate(sizes, count))

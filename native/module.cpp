@@ -1,0 +1,281 @@
+// commbench._native: the C loops for Python.
+#include "bind.h"
+
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <utility>
+
+namespace {
+
+using Addresses = std::vector<std::pair<uintptr_t, size_t>>;
+
+struct StopFlag {
+    int32_t value = 0;
+    void set() { __atomic_store_n(&value, 1, __ATOMIC_RELEASE); }
+    void clear() { __atomic_store_n(&value, 0, __ATOMIC_RELEASE); }
+    bool is_set() const { return __atomic_load_n(&value, __ATOMIC_ACQUIRE) != 0; }
+};
+
+// Messages in memory as C sees them; the Python objects that own the memory are kept alive.
+struct Slots {
+    std::vector<std::vector<iovec>> iovecs;
+    std::vector<cb_iov> messages;
+    nb::object owner;
+
+    Slots(const std::vector<Addresses> &slots, nb::object owner_) : owner(std::move(owner_)) {
+        for (const Addresses &buffers : slots) {
+            std::vector<iovec> iov;
+            uint64_t nbytes = 0;
+            for (auto [address, length] : buffers) {
+                iov.push_back({reinterpret_cast<void *>(address), length});
+                nbytes += length;
+            }
+            iovecs.push_back(std::move(iov));
+            messages.push_back({nullptr, static_cast<uint32_t>(buffers.size()), nbytes});
+        }
+        for (size_t i = 0; i < messages.size(); i++) messages[i].iov = iovecs[i].data();
+    }
+    Slots(const Slots &) = delete;
+
+    const cb_iov &at(size_t i) const {
+        if (i >= messages.size()) throw nb::index_error("no such slot");
+        return messages[i];
+    }
+    uint32_t size() const { return static_cast<uint32_t>(messages.size()); }
+};
+
+cb_engine *engine_of(nb::handle capsule) {
+    auto *engine = static_cast<cb_engine *>(PyCapsule_GetPointer(capsule.ptr(), COMMBENCH_CAPSULE));
+    if (!engine) throw nb::python_error();
+    if (engine->abi_version != COMMBENCH_ABI_VERSION)
+        throw nb::value_error("the engine was built for another version of the ABI");
+    return engine;
+}
+
+// One prepare() .. finish(): the case, and an engine that was told of it.
+struct Prepared {
+    cb_case c{};
+    std::vector<int32_t> peers;
+    nb::object keep;
+    cb_engine *engine;
+
+    Prepared(nb::object capsule, std::vector<int32_t> peers_, uint32_t window,
+             uint32_t reply_every, bool asks, bool serves, nb::object request, nb::object reply,
+             nb::object incoming, uint64_t answer_nbytes, nb::object stop)
+        : peers(std::move(peers_)),
+          keep(nb::make_tuple(capsule, request, reply, incoming, stop)),
+          engine(engine_of(capsule)) {
+        auto &req = nb::cast<Slots &>(request), &rep = nb::cast<Slots &>(reply),
+             &inc = nb::cast<Slots &>(incoming);
+        c.struct_size = sizeof c;
+        c.window = window;
+        c.peers = peers.data();
+        c.npeers = static_cast<uint32_t>(peers.size());
+        c.reply_every = reply_every;
+        c.asks = asks;
+        c.serves = serves;
+        c.request = req.messages.data();
+        c.nrequest = req.size();
+        c.reply = rep.messages.data();
+        c.nreply = rep.size();
+        c.incoming = inc.messages.data();
+        c.nincoming = inc.size();
+        c.answer_nbytes = answer_nbytes;
+        c.stop = &nb::cast<StopFlag &>(stop).value;
+        call(engine->ops->prepare(engine->self, &c));
+    }
+    Prepared(const Prepared &) = delete;
+    ~Prepared() { if (engine) engine->ops->finish(engine->self); }
+
+    void finish() {
+        cb_engine *e = std::exchange(engine, nullptr);
+        if (!e) return;
+        int rc;
+        {
+            nb::gil_scoped_release release;
+            rc = e->ops->finish(e->self);
+        }
+        if (rc < 0) fail(rc, e->ops->last_error(e->self));
+    }
+    void call(int rc) {
+        if (rc >= 0) return;
+        std::string why = engine->ops->last_error(engine->self);
+        engine = nullptr;
+        fail(rc, why.c_str());
+    }
+    [[noreturn]] static void fail(int rc, const char *why) {
+        PyObject *args = Py_BuildValue("(is)", -rc, why);
+        PyErr_SetObject(PyExc_OSError, args);
+        Py_XDECREF(args);
+        throw nb::python_error();
+    }
+};
+
+// What a block of operations did; error is 0 or an errno.
+struct Outcome {
+    int error, peer;
+    uint64_t done, served, messages, validated;
+    std::string message;
+};
+
+int64_t *stamps(nb::handle address) {
+    return reinterpret_cast<int64_t *>(nb::cast<uintptr_t>(address));
+}
+
+// The built-in handlers by name, with the memory that one of them needs.
+struct Handler {
+    cb_handler handler{};
+    cb_reverse_state reversed;
+    bool given;
+    explicit Handler(nb::handle name_or_none) : given(!name_or_none.is_none()) {
+        if (!given) return;
+        std::string name = nb::cast<std::string>(name_or_none);
+        if (name == "echo") handler = cb_echo;
+        else if (name == "sink") handler = cb_sink;
+        else if (name == "reverse") handler = cb_reverse(&reversed);
+        else throw nb::value_error("handler: echo, sink, reverse or None");
+    }
+};
+
+cb_loop_kind kind_of(const std::string &name) {
+    static const std::pair<const char *, cb_loop_kind> kinds[] = {
+        {"closed", CB_LOOP_CLOSED}, {"windowed", CB_LOOP_WINDOWED}, {"open", CB_LOOP_OPEN},
+        {"serve", CB_LOOP_SERVE}, {"ask-and-serve", CB_LOOP_ASK_AND_SERVE}};
+    for (auto [known, kind] : kinds)
+        if (name == known) return kind;
+    throw nb::value_error("kind: closed, windowed, open, serve or ask-and-serve");
+}
+
+Outcome run_loop(const std::string &kind, Prepared &prepared, nb::handle handler,
+                 std::vector<int32_t> targets, int32_t rank, uint64_t count, uint32_t batch,
+                 uint64_t serve, uint64_t seed, uint64_t number, uint64_t request_nbytes,
+                 uint64_t reply_nbytes, bool verify_every, bool verify_last, bool ordered, int64_t timeout_ns,
+                 nb::handle intended, nb::handle start, nb::handle end) {
+    if (!prepared.engine) throw nb::value_error("this case is finished");
+    cb_run run{};
+    run.abi_version = COMMBENCH_ABI_VERSION;
+    run.struct_size = sizeof run;
+    run.engine = prepared.engine;
+    run.c = &prepared.c;
+    Handler served_by(handler);
+    run.handler = served_by.given ? &served_by.handler : nullptr;
+    run.targets = targets.data();
+    run.ntargets = static_cast<uint32_t>(targets.size());
+    run.rank = rank;
+    run.count = count;
+    run.batch = batch;
+    run.serve = serve;
+    run.seed = seed;
+    run.number = number;
+    run.request_nbytes = request_nbytes;
+    run.reply_nbytes = reply_nbytes;
+    if (verify_every) run.flags |= CB_VERIFY_EVERY;
+    if (verify_last) run.flags |= CB_VERIFY_LAST;
+    if (!ordered) run.flags |= CB_ANY_ORDER;
+    run.timeout_ns = timeout_ns;
+    run.intended = stamps(intended);
+    run.start = stamps(start);
+    run.end = stamps(end);
+    cb_loop_kind k = kind_of(kind);
+    int rc;
+    {
+        nb::gil_scoped_release release;
+        rc = cb_loop(k, &run);
+    }
+    return {-rc, run.peer, run.done, run.served, run.messages, run.validated, run.message};
+}
+
+struct Loopback {
+    cb_engine *engine;
+    Loopback(const std::string &fault, uint64_t fault_at)
+        : engine(cb_loopback_open(fault.c_str(), fault_at)) {
+        if (!engine) throw std::bad_alloc();
+    }
+    Loopback(const Loopback &) = delete;
+    ~Loopback() { cb_loopback_close(engine); }
+};
+
+// What reading the clock twice costs, as every sample contains it: the median of n pairs.
+std::vector<int64_t> clock_pairs(size_t n) {
+    std::vector<int64_t> pairs(n);
+    for (auto &pair : pairs) {
+        int64_t before = cb_now_ns();
+        pair = cb_now_ns() - before;
+    }
+    return pairs;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false);  // a process that ends in a hurry leaves objects behind
+    m.doc() = "The C loops and engines of commbench; see native/commbench_ops.h.";
+    m.attr("ABI_VERSION") = COMMBENCH_ABI_VERSION;
+    m.attr("CAPSULE") = COMMBENCH_CAPSULE;
+
+    nb::class_<StopFlag>(m, "StopFlag", "Ends every wait of this process, native or Python.")
+        .def(nb::init<>())
+        .def("set", &StopFlag::set)
+        .def("clear", &StopFlag::clear)
+        .def_prop_ro("is_set", &StopFlag::is_set)
+        .def_prop_ro("address", [](StopFlag &f) { return reinterpret_cast<uintptr_t>(&f.value); });
+
+    nb::class_<Slots>(m, "Slots", "Messages as (address, nbytes) pairs; keeps owner alive.")
+        .def(nb::init<const std::vector<Addresses> &, nb::object>(), nb::arg("slots"),
+             nb::arg("owner"))
+        .def("__len__", &Slots::size)
+        .def("fill", [](Slots &s, size_t i, uint64_t seed, int32_t sender, uint64_t number) {
+            cb_fill(&s.at(i), seed, sender, number);
+        }, nb::arg("slot"), nb::arg("seed"), nb::arg("sender"), nb::arg("number"))
+        .def("differs", [](Slots &s, size_t i, uint64_t seed, int32_t sender, uint64_t number) {
+            uint32_t buffer = 0;
+            uint64_t offset = 0;
+            bool bad = cb_verify(&s.at(i), seed, sender, number, &buffer, &offset) < 0;
+            return bad ? nb::make_tuple(buffer, offset) : nb::tuple();
+        }, nb::arg("slot"), nb::arg("seed"), nb::arg("sender"), nb::arg("number"),
+           nb::sig("def differs(self, slot: int, seed: int, sender: int, number: int) -> "
+                   "tuple[int, ...]"),
+           "(buffer, offset) of the first byte that differs, or ().");
+
+    nb::class_<Prepared>(m, "Prepared", "An engine made ready for a case; OSError when it fails.")
+        .def(nb::init<nb::object, std::vector<int32_t>, uint32_t, uint32_t, bool, bool,
+                      nb::object, nb::object, nb::object, uint64_t, nb::object>(),
+             nb::arg("capsule"), nb::arg("peers"), nb::arg("window"), nb::arg("reply_every"),
+             nb::arg("asks"), nb::arg("serves"), nb::arg("request"), nb::arg("reply"),
+             nb::arg("incoming"), nb::arg("answer_nbytes"), nb::arg("stop"))
+        .def("finish", &Prepared::finish);
+
+    nb::class_<Outcome>(m, "Outcome", "What a block did; error is 0 or an errno.")
+        .def_ro("error", &Outcome::error)
+        .def_ro("peer", &Outcome::peer)
+        .def_ro("done", &Outcome::done)
+        .def_ro("served", &Outcome::served)
+        .def_ro("messages", &Outcome::messages)
+        .def_ro("validated", &Outcome::validated)
+        .def_ro("message", &Outcome::message);
+
+    m.def("run_loop", &run_loop, nb::arg("kind"), nb::arg("prepared"), nb::kw_only(),
+          nb::arg("handler").none(), nb::arg("targets"), nb::arg("rank"), nb::arg("count"),
+          nb::arg("batch"), nb::arg("serve"), nb::arg("seed"), nb::arg("number"),
+          nb::arg("request_nbytes"), nb::arg("reply_nbytes"), nb::arg("verify_every"),
+          nb::arg("verify_last"), nb::arg("ordered"), nb::arg("timeout_ns"), nb::arg("intended"), nb::arg("start"),
+          nb::arg("end"),
+          nb::sig("def run_loop(kind: str, prepared: Prepared, *, handler: str | None, "
+                  "targets: collections.abc.Sequence[int], rank: int, count: int, batch: int, "
+                  "serve: int, seed: int, number: int, request_nbytes: int, reply_nbytes: int, "
+                  "verify_every: bool, verify_last: bool, ordered: bool, timeout_ns: int, intended: int, "
+                  "start: int, end: int) -> Outcome"),
+          "One block through cb_loop() without the GIL; intended, start and end are addresses of "
+          "int64 arrays of count elements.");
+    m.def("now_ns", &cb_now_ns, "CLOCK_MONOTONIC in ns: the clock of every stamp.");
+    m.def("clock_pairs", &clock_pairs, nb::arg("n"), "n differences of two clock reads, in ns.");
+
+    nb::class_<Loopback>(m, "LoopbackEngine", "One process asks itself; see native/loopback.c.")
+        .def(nb::init<const std::string &, uint64_t>(), nb::arg("fault"), nb::arg("fault_at"))
+        .def_prop_ro("capsule", [](nb::handle self) {
+            return engine_capsule(nb::cast<Loopback &>(self).engine, self);
+        });
+    bind_tcp(m);
+    bind_mpi(m);
+}

@@ -1,0 +1,1 @@
+"""What a results file says. Imported as ``commbench.reports``; knows no channel and no harness."""

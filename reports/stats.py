@@ -1,0 +1,91 @@
+"""Numbers of a report that are not in a record as they are: other percentiles, rates, merges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from commbench.histogram import Histogram
+from commbench.record import (
+    PERCENTILES,
+    Record,
+    compare_key,
+    latency_ns,
+    per_second,
+    percentile_name,
+    quantile,
+)
+
+
+def percentile_ns(record: Record, percentile: float) -> float | None:
+    """A percentile of the times in ns; None where it cannot be had from so few samples."""
+    if percentile in PERCENTILES:
+        value: float | None = record["latency_ns"][percentile_name(percentile)]
+        return value
+    return quantile(Histogram.from_json(record["histogram"]), percentile)
+
+
+def rate_reached(record: Record, percentile: float) -> float | None:
+    """Bytes per second that this percentage of the windows reached or exceeded.
+
+    It comes from the slow end of the window times, so the 99th is near the worst window. (Sorting
+    the rates and taking the 99th of them would be near the best one.)
+    """
+    time_ns = percentile_ns(record, percentile)
+    if not time_ns or not record["n"]:
+        return None
+    return float(record["nbytes_total"] / record["n"] / time_ns * 1e9)
+
+
+def messages_per_s(record: Record) -> float | None:
+    """Messages, not operations: an operation of a rate is a window of them."""
+    return per_second(record["messages"], record["elapsed_ns"])
+
+
+def is_rate(record: Record) -> bool:
+    """Whether its samples are windows, so that its result is a rate."""
+    return bool(record["estimator"] == "window")
+
+
+def median_halfwidth_ns(record: Record) -> float | None:
+    """The farther end of the median's 95 % interval, seen from the median."""
+    median, interval = record["latency_ns"]["p50"], record["latency_ns"]["p50_ci"]
+    if median is None or interval is None:
+        return None
+    return float(max(median - interval[0], interval[1] - median))
+
+
+def merge_launches(records: Iterable[Record]) -> list[Record]:
+    """One record for all launches of the same case, in the order of their first.
+
+    Its histogram holds the samples of all, its rates are totals over the sum of the times.
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(compare_key(record).items()), []).append(record)
+    return [_merged(group) if len(group) > 1 else group[0] for group in groups.values()]
+
+
+def _merged(group: list[Record]) -> Record:
+    histogram = Histogram()
+    for record in group:
+        histogram.merge(Histogram.from_json(record["histogram"]))
+    totals = {name: _total(group, name) for name in ("n", "messages", "elapsed_ns", "nbytes_total")}
+    return {
+        **group[0],
+        **totals,
+        "histogram": histogram.to_json(),
+        "latency_ns": latency_ns(histogram),
+        "bytes_per_s": _rate(group, "bytes_per_s"),
+        "ops_per_s": _rate(group, "ops_per_s"),
+    }
+
+
+def _total(group: list[Record], name: str) -> Any:
+    return sum(record[name] for record in group)
+
+
+def _rate(group: list[Record], name: str) -> float | None:
+    elapsed = _total(group, "elapsed_ns")
+    done = sum((record[name] or 0.0) * record["elapsed_ns"] for record in group)
+    return done / elapsed if elapsed else None
