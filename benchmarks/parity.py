@@ -35,9 +35,11 @@ Records = Iterator[dict[str, Any]]
 class Parity:
     """One call of the command: prints rows as they end and yields their records."""
 
-    def __init__(self, cpus: tools.Cpus, quads: int, count: int, shrink: int, folder: Path) -> None:
+    def __init__(
+        self, cpus: tools.Cpus, quads: int, count: int, shrink: int, only: str, folder: Path
+    ) -> None:
         self.cpus, self.quads, self.count, self.shrink = cpus, quads, count, shrink
-        self.folder = folder
+        self.only, self.folder = only, folder
 
     def group(self, name: str) -> Records:
         if name == "harness":
@@ -57,12 +59,16 @@ class Parity:
         compile_all(group, self.folder, launcher == "openmpi")
         out = self.folder / f"{launcher}-{group}"
         words = [f"--figures={group}", f"--out={out}", f"--quads={self.quads}"]
-        words += [f"--shrink={self.shrink}", f"--prefix={prefix}", tools.bind_flag(self.cpus)]
+        words += [f"--shrink={self.shrink}", f"--prefix={prefix}", f"--only={self.only}"]
+        words += [tools.bind_flag(self.cpus)]
         tools.start_workers([*words, f"--libraries={self.folder}"], launcher)
         yield from (json.loads(line) for line in out.read_text().splitlines())
 
     def tcp_pairs(self) -> Records:
-        for result in pairs.of_tcp(self.folder, self.cpus, self.count, self.shrink):
+        for blank, ours, reference in pairs.of_tcp(self.folder, self.cpus, self.shrink):
+            if self.only not in blank.name:
+                continue
+            result = pairs.pairs(blank, ours, reference, self.count)
             print("\n".join(result.lines()), flush=True)
             yield result.record()
 
@@ -136,6 +142,7 @@ def _cpus(text: str) -> tools.Cpus:
     show_default=True,
     help="Of blocks in one launch.",
 )
+@click.option("--only", default="", metavar="TEXT", help="Figures whose name contains it.")
 @click.option("--openmpi", is_flag=True, help="The mpi figures under Open MPI, too.")
 @click.option("--cpus", default="0,1", show_default=True, help="Of the client and the server.")
 @click.option("--shrink", type=click.IntRange(1), default=1, help="Divides iterations, for a try.")
@@ -144,6 +151,7 @@ def main(
     groups: tuple[str, ...],
     count: int,
     quads: int,
+    only: str,
     openmpi: bool,
     cpus: str,
     shrink: int,
@@ -154,7 +162,7 @@ def main(
     _announce(where)
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        run = Parity(_cpus(cpus), quads, count, shrink, Path(folder))
+        run = Parity(_cpus(cpus), quads, count, shrink, only, Path(folder))
         try:
             for name in groups or GROUPS:
                 records += run.group(name)

@@ -27,6 +27,8 @@
 #define WIRE_IOV_MAX 1024       /* what one sendmsg() or recvmsg() takes */
 #define WIRE_STAGE (64 * 1024)
 #define WIRE_SMALL 4096         /* up to here a copy costs less than another call */
+#define WIRE_LARGE (256 * 1024) /* from here on it is faster to read the header alone, and payload
+                                   as it comes: 12 % of loopback's bandwidth at 1 MiB */
 #define WIRE_FLAT 2048          /* up to here it costs less than what sendmsg() pays for iovecs: 200 ns
                                    of the 3.6 us of one with two */
 
@@ -311,9 +313,10 @@ static inline int wire_read_header(wire_in *in, int fd, int flags, wire_place pl
 static inline int wire_read_payload(wire_in *in, int fd, int flags)
 {
     uint64_t nbytes = 0;
+    bool all = !(flags & MSG_DONTWAIT) && in->to.left <= WIRE_LARGE;
     struct msghdr m = {.msg_iov = in->iov};
     m.msg_iovlen = wire_list(in->to, in->iov, WIRE_IOV_MAX, &nbytes);
-    ssize_t r = recvmsg(fd, &m, flags & MSG_DONTWAIT ? flags : flags | MSG_WAITALL);
+    ssize_t r = recvmsg(fd, &m, all ? flags | MSG_WAITALL : flags);
     int rc = wire_check(in, r);
     if (rc < 0)
         return rc;
@@ -373,7 +376,8 @@ static inline int wire_read_message(wire_in *in, int fd, int flags, const cb_iov
 }
 
 /* The same after one recv() or recvmsg() with `flags`. Header and payload of the `expected`
- * message come with one call, straight into its buffers; small ones are read ahead and copied.
+ * message come with one call, straight into its buffers, unless it is large; small ones are read
+ * ahead and copied.
  * Also -EAGAIN, -ECONNRESET (with in->closed at the end of the stream) or what the call said. */
 static inline int wire_read(wire_in *in, int fd, int flags, const cb_iov *expected,
                             wire_place place, void *ctx)
@@ -383,8 +387,9 @@ static inline int wire_read(wire_in *in, int fd, int flags, const cb_iov *expect
                                         : wire_read_ahead(in, fd, flags, place, ctx);
     if (!expected || expected->nbytes <= WIRE_SMALL)
         return wire_read_ahead(in, fd, flags, place, ctx);
-    return in->careful || in->got ? wire_read_header(in, fd, flags, place, ctx)
-                                  : wire_read_message(in, fd, flags, expected, place, ctx);
+    if (in->careful || in->got || expected->nbytes > WIRE_LARGE)
+        return wire_read_header(in, fd, flags, place, ctx);
+    return wire_read_message(in, fd, flags, expected, place, ctx);
 }
 
 #endif

@@ -29,28 +29,27 @@ def pairs(result: Result, ours: Measure, reference: Measure, count: int) -> Resu
     return result.finished()
 
 
-def of_tcp(libraries: Path, cpus: tools.Cpus, count: int, shrink: int = 1) -> Iterator[Result]:
-    """The figures of the tcp channel that need sockperf and iperf3, and what says whether our
-    reference counts."""
+def of_tcp(
+    libraries: Path, cpus: tools.Cpus, shrink: int = 1
+) -> Iterator[tuple[Result, Measure, Measure]]:
+    """What pairs() takes, for the figures of the tcp channel that need sockperf and iperf3, and
+    for what says whether our reference counts."""
     size = format_size(NBYTES)
     for spin in (True, False):
         wait = "spin" if spin else "block"
-        yield pairs(
+        yield (
             Result(f"tcp wait={wait} latency {size}", "sockperf", "ns", LATENCY if spin else None),
             partial(tools.our_latency_ns, ("-o", f"wait={wait}"), NBYTES, cpus),
             partial(tools.sockperf_ns, NBYTES, spin, cpus),
-            count,
         )
-    yield pairs(
+    yield (
         Result(f"our C reference of tcp latency {size}", "sockperf", "ns", None, check=True),
         partial(tools.reference_alone, "tcp", libraries, cpus, shrink=shrink),
         partial(tools.sockperf_ns, NBYTES, False, cpus),
-        count,
     )
     for buffer in BUFFERS:
-        yield pairs(
+        yield (
             Result(f"tcp buf={buffer} bandwidth 1M", "iperf3", "B/s", TCP_RATE),
             partial(tools.our_rate, ("-o", f"buf={buffer}"), LARGE, cpus),
             partial(tools.iperf3_rate, LARGE, buffer, cpus),
-            count,
         )

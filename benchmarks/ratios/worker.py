@@ -155,6 +155,7 @@ def run_figure(figure: Figure, place: Place, world: World, quads: int, prefix: s
 @click.option("--quads", type=int, default=0)
 @click.option("--alone", "blocks", type=int, default=0, help="So many blocks of the reference.")
 @click.option("--shrink", type=int, default=1, help="Divides iterations, for a try.")
+@click.option("--only", default="", help="Figures whose name contains it.")
 @click.option("--bind", "cpus", default="core")
 @click.option("--prefix", default="", help="Before each name.")
 def main(
@@ -164,6 +165,7 @@ def main(
     quads: int,
     blocks: int,
     shrink: int,
+    only: str,
     cpus: str,
     prefix: str,
 ) -> None:
@@ -171,7 +173,8 @@ def main(
     world, rendezvous = join()
     try:
         bind(cpus, world, rendezvous)
-        for figure in FIGURES[figures][: 1 if blocks else None]:
+        chosen = [figure for figure in FIGURES[figures] if only in figure.name]
+        for figure in chosen[: 1 if blocks else None]:
             place = Place(figure.case(shrink), world.rank, rendezvous, libraries)
             if blocks:
                 line = json.dumps(alone(figure, place, blocks))
