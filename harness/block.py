@@ -59,4 +59,4 @@ class Stamps:
 
 
 def late(what: str, block: Block) -> TransferError:
-    return TransferError(f"no {what} within {block.timeout_s:.1f} s")
+    return TransferError(f"no {what} within {block.timeout_s:g} s")

@@ -175,7 +175,7 @@ class CaseRun:
 
     def go(self, loop: Loop | None, block: Block) -> None:
         outcome = loop.run(block, self.stamps) if loop is not None else Outcome()
-        self.channel.settle(self.role.peers)
+        self.channel.settle(self.role.peers, self.case.timeout_s)
         self.share.validated += outcome.validated
 
     def verified_pass(self, loop: Loop | None, window: int) -> None:

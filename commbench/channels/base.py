@@ -165,11 +165,12 @@ class Channel(ABC):
     def progress(self, timeout_s: float) -> bool:
         """Wait until ``poll`` or ``accept`` has something; False when nothing came in time."""
 
-    def settle(self, peers: Sequence[int]) -> None:  # noqa: B027 - most have nothing to settle
+    def settle(self, peers: Sequence[int], timeout_s: float) -> None:  # noqa: B027 - most need none
         """Called on every rank of a case after each block, before any other wait.
 
         A library that moves data only inside its own calls waits here until each of ``peers`` has
-        ended its block too; otherwise what it still has to send would wait for ever.
+        ended its block too; otherwise what it still has to send would wait for ever. Raises
+        TransferError when one did not within ``timeout_s``, Interrupted when the run was stopped.
         """
 
     def serve_inline(self, handler: Handler | None) -> bool:

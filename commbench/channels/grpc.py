@@ -206,9 +206,7 @@ class GrpcChannel(Channel):
             wire = self._peers[peer].exchange(self._codec.encode(request))
         except Exception as error:
             if time.monotonic() > late_at and not self._stop.is_set:
-                late = (
-                    f"grpc: rank {peer} on {self._hosts[peer]}: no reply within {timeout_s:.1f} s"
-                )
+                late = f"grpc: rank {peer} on {self._hosts[peer]}: no reply within {timeout_s:g} s"
                 raise TransferError(late) from None
             raise self._failed(error, peer) from None
         finally:

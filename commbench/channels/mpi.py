@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from commbench import _native
 from commbench.channels.base import Capability, NativeEngine, Option
 from commbench.channels.mpi_python import MpiMessages
+from commbench.errors import TransferError
 from commbench.harness import mpilib
 
 if TYPE_CHECKING:
     from commbench.harness.rendezvous import Rendezvous
+    from commbench.harness.stop import StopFlag
     from commbench.harness.world import World
 
 _TUNED = ("MPIR_CVAR_", "MPICH_", "I_MPI_", "OMPI_MCA_", "UCX_", "FI_", "PSM")
@@ -55,13 +57,17 @@ class MpiChannel(MpiMessages):
     }
 
     def __init__(
-        self, module: ModuleType, choice: mpilib.Choice, options: Mapping[str, str]
+        self,
+        module: ModuleType,
+        choice: mpilib.Choice,
+        options: Mapping[str, str],
+        stop: StopFlag,
     ) -> None:
         self._options = dict(options)
         self._choice = choice
         comm = module.COMM_WORLD.Dup()
         comm.Set_errhandler(module.ERRORS_RETURN)
-        super().__init__(module, comm, options["mode"], options["iovec"] == "pack")
+        super().__init__(module, comm, options["mode"], options["iovec"] == "pack", stop)
         self._between = module.COMM_WORLD.Dup()  # for settle(): no tag of a message can match
         self._engine: NativeEngine | None = None
 
@@ -74,13 +80,24 @@ class MpiChannel(MpiMessages):
         module, choice = mpilib.load()
         mpi_world = module.COMM_WORLD
         mpilib.check_world(choice, world.rank, world.size, mpi_world.rank, mpi_world.size)
-        return cls(module, choice, options)
+        return cls(module, choice, options, rendezvous.stop)
 
-    def settle(self, peers: Sequence[int]) -> None:
+    def settle(self, peers: Sequence[int], timeout_s: float) -> None:
         """Meet each peer inside MPI, which sends what is queued only while it is called."""
-        requests = [self._between.Irecv(bytearray(1), peer) for peer in peers]
-        requests += [self._between.Isend(b"\0", peer) for peer in peers]
-        self._mpi.Request.Waitall(requests)
+        late = {peer: self._between.Irecv(bytearray(1), peer) for peer in peers}
+        sends = [self._between.Isend(b"\0", peer) for peer in peers]
+
+        def met() -> bool:
+            with self._errors():
+                for peer in [peer for peer, request in late.items() if request.Test()]:
+                    del late[peer]
+                return not late and bool(self._mpi.Request.Testall(sends))
+
+        if not self._wait(met, timeout_s):
+            ranks = ", ".join(map(str, sorted(late) or peers))
+            raise TransferError(
+                f"channel mpi: rank {ranks} did not end its block within {timeout_s:g} s"
+            )
 
     def native(self) -> NativeEngine:
         if self._engine is None:

@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from commbench.channels.base import Channel, Done, Exchange, Incoming
 from commbench.errors import Interrupted, TransferError
 from commbench.payloads.buffers import Message
+
+if TYPE_CHECKING:
+    from commbench.harness.stop import StopFlag
 
 _REQUEST, _REPLY = 0, 1
 _MOST_LANES = 16384
@@ -73,7 +76,9 @@ class _Operation:
 class MpiMessages(Channel):
     """Everything of the channel that moves messages in Python."""
 
-    def __init__(self, module: ModuleType, comm: Any, mode: str, pack: bool) -> None:
+    def __init__(
+        self, module: ModuleType, comm: Any, mode: str, pack: bool, stop: StopFlag
+    ) -> None:
         self._mpi: Any = module
         self._comm: Any = comm
         self._mode = mode
@@ -81,11 +86,13 @@ class MpiMessages(Channel):
         self._types: dict[tuple[tuple[int, int], ...], Any] = {}
         self._active: list[_Operation] = []
         self._case: Exchange | None = None
+        self._stop = stop
 
     # -- a case
 
     def prepare(self, exchange: Exchange) -> None:
         self._case = exchange
+        self._stop = exchange.stop
         self._lanes = lanes_for(exchange.window)
         self._peers = {rank: _Peer() for rank in exchange.peers}
         self._done: deque[_Ask] = deque()
@@ -319,7 +326,7 @@ class MpiMessages(Channel):
         return True
 
     def _check_stop(self) -> None:
-        if self._open_case.stop.is_set:
+        if self._stop.is_set:
             raise Interrupted("channel mpi: the run was stopped")
 
     # -- buffers

@@ -117,7 +117,7 @@ class SocketChannel(Channel):
         if self._done or not link.start(0, request, reply):
             raise TransferError("exchange() with something in flight")
         if not self._until(lambda: bool(self._done), timeout_s, [link]):
-            raise TransferError(f"no reply from rank {peer} within {timeout_s:.1f} s")
+            raise TransferError(f"no reply from rank {peer} within {timeout_s:g} s")
         return self._pop_done().reply_nbytes
 
     def accept(self, limit: int, timeout_s: float) -> Sequence[Incoming]:

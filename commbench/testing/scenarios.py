@@ -97,7 +97,7 @@ def run(ctx: Context, traffic: Traffic) -> Outcome:
     )
     loop = ctx.make(exchange)
     outcome = loop.run(block, Stamps(max(traffic.count, 1))) if targets or sources else Outcome()
-    ctx.channel.settle(exchange.peers)
+    ctx.channel.settle(exchange.peers, 20.0)
     ctx.end(loop)
     _expect(outcome.done, block.count, "operations")
     _expect(outcome.served, block.serve if sources else 0, "served messages")
