@@ -25,7 +25,8 @@ from commbench.record import halved
 
 VERIFIED_MESSAGES = 16  # at least so many, or one window, in the untimed verified pass
 VERIFIED_MEMORY = 64 << 20  # the verified pass takes a smaller window rather than more than this
-FIRST_VERIFIED, TIMED_NUMBER = 1, 1 << 40  # message numbers: those of the passes never meet
+FIRST_VERIFIED = 1  # number of the first message of the verified pass
+TIMED_NUMBER = 10**9  # and of the timed part: the two never meet, and an error tells them apart
 FIRST_BLOCK = 16  # operations of the first block when running by duration
 PATIENCE_S = 7 * 86400.0  # a rank without a part waits as long as the others are at work:
 # their loops notice a standstill after --timeout, and the rendezvous a rank that is gone
