@@ -14,8 +14,8 @@ from commbench.payloads.buffers import Message
 class Server:
     """Serves ``block.serve`` messages through accept and answer, or inline.
 
-    Inline: the channel calls ``on_request`` on threads of its own, which a lock puts in line; what
-    goes wrong there is raised by the next ``some``.
+    Inline: the channel calls ``on_request`` and ``next_ready`` on threads of its own; what goes
+    wrong there is raised by the next ``some``.
     """
 
     def __init__(
@@ -62,27 +62,43 @@ class Server:
         return len(arrived) + self._answer_deferred()
 
     def on_request(self, incoming: Incoming) -> Message | Answer:
-        """Count, check and handle one request; called by ``some`` or by an inline channel."""
-        with self._wake:
-            if self.served >= self.block.serve:
-                return Answer.LATER  # the asker is already in its next block
-            try:
+        """Count, check and handle one request; called by ``some`` or by an inline channel.
+
+        No lock: an inline channel calls this and ``next_ready`` one at a time, and all that the
+        thread in ``_watch`` does is wait.
+        """
+        block, served = self.block, self.served
+        if served >= block.serve:
+            return Answer.LATER  # the asker is already in its next block
+        try:
+            if block.verify_every or incoming.message.nbytes != block.request_nbytes:
                 self._check(incoming)
-                answer = self.handler.on_request(incoming)
-            except Exception as error:
-                self._failure = error
-                self._wake.notify_all()
-                raise
-            self._deferred += answer is Answer.DEFER
-            self._last.append(incoming)
-            self.served += 1
-            # Only when there is something to do: a thread that wakes is part of the measurement.
-            if self._deferred or self.served == self.block.serve:
-                self._wake.notify_all()
+            answer = self.handler.on_request(incoming)
+        except Exception as error:
+            self._failure = error
+            self._tell()
+            raise
+        if not isinstance(answer, Message):
+            self._deferred += 1
+        self._last.append(incoming)
+        self.served = served = served + 1
+        # Only when there is something to do: a thread that wakes is part of the measurement.
+        if served == block.serve:
+            self._tell()
         return answer
 
     def next_ready(self) -> tuple[int, Message] | None:
-        return self.handler.next_ready()
+        """The next deferred answer: what an inline channel asks for after each request."""
+        ready = self.handler.next_ready() if self._deferred else None
+        if ready is not None:
+            self._deferred -= 1
+            if not self.busy:
+                self._tell()
+        return ready
+
+    def _tell(self) -> None:
+        with self._wake:
+            self._wake.notify_all()
 
     def verify_last(self) -> None:
         """Check the last window when the block asks for it."""
@@ -96,16 +112,15 @@ class Server:
         with self._wake:
             if wait > 0 and self.busy and self._failure is None:
                 self._wake.wait(wait)
-            if self._failure is not None:
-                raise self._failure
-            new, self._watched = self.served - self._watched, self.served
-            return new + self._answer_deferred()
+        if self._failure is not None:
+            raise self._failure
+        new, self._watched = self.served - self._watched, self.served
+        return new
 
     def _answer_deferred(self) -> int:
         answered = 0
-        while self._deferred and (ready := self.handler.next_ready()) is not None:
+        while (ready := self.next_ready()) is not None:
             self.channel.answer(*ready)
-            self._deferred -= 1
             answered += 1
         return answered
 

@@ -76,7 +76,7 @@ FIGURES: dict[str, Sequence[Figure]] = {
         Figure("tcp", "bandwidth", 1 << 20, None),
     ),
     "grpc": [
-        Figure("grpc", "latency", n, LATENCY, "", count, ("grpc-delivering",))
+        Figure("grpc", "latency", n, LATENCY, "", count, ("grpc-bare",))
         for n, count in ((64, 500), (65536, 500), (1 << 20, 150))
     ],
 }

@@ -240,7 +240,7 @@ class Mpi4pyLoop:
 class GrpcLoop:
     """reference/grpc_echo.py; ``delivers``: both ends keep what arrives in a buffer, as ours do."""
 
-    def __init__(self, place: Place, delivers: bool = False) -> None:
+    def __init__(self, place: Place, delivers: bool = True) -> None:
         from benchmarks.reference.grpc_echo import EchoClient, EchoServer
 
         self.rendezvous, nbytes = place.rendezvous, place.case.nbytes
@@ -269,6 +269,6 @@ def loop_named(name: str) -> Callable[[Place], Reference]:
         "tcp": TcpLoops,
         "tcp-spin": partial(TcpLoops, spin=True),
         "grpc": GrpcLoop,
-        "grpc-delivering": partial(GrpcLoop, delivers=True),
+        "grpc-bare": partial(GrpcLoop, delivers=False),
     }
     return known[name]

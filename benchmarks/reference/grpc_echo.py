@@ -6,9 +6,8 @@ of the channel. Both write ``start`` and ``end`` for every call, as every refere
 Two references, since grpcio hands over bytes of its own and every channel of commbench delivers
 into the application's buffers:
 
-``delivers=False``: the smallest program, which neither reads nor keeps what arrives.
-``delivers=True``: the fair one: either end copies what arrives into a buffer that it keeps, and the
-server answers from that buffer.
+``delivers=True``: the one that counts: either end copies what arrives into a buffer that it keeps.
+``delivers=False``: the smallest program, which looks at nothing that arrives; it stands beside.
 """
 
 from __future__ import annotations
@@ -97,6 +96,6 @@ def _delivering(nbytes: int) -> Any:
 
     def echo(request: bytes, context: Any) -> bytes:
         slot[:] = request
-        return slot.tobytes()
+        return request
 
     return echo

@@ -64,7 +64,7 @@ class Done:
     reply_nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: making one is part of every message in Python
 class Incoming:
     """A request that arrived in ``message``; with ``wants_reply`` it must be answered."""
 
@@ -176,7 +176,9 @@ class Channel(ABC):
     def serve_inline(self, handler: Handler | None) -> bool:
         """Call ``handler`` on the channel's own threads from now on (None: stop doing so).
 
-        False (the default): this channel serves through ``accept`` and ``answer`` only.
+        One call at a time: ``on_request`` for each request, and ``next_ready`` after one that was
+        deferred until there is no more. False (the default): this channel serves through
+        ``accept`` and ``answer`` only.
         """
         return False
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from commbench.channels.base import (
@@ -152,7 +152,7 @@ class GrpcChannel(Channel):
 
         self._case = exchange
         self._stop = exchange.stop
-        self._codec.keep(exchange.request)
+        self._codec.keep((*exchange.request, *exchange.incoming))
         self._inflight = dict.fromkeys(exchange.peers, 0)
         self._done.clear()
         self._arrived.clear()
@@ -193,7 +193,7 @@ class GrpcChannel(Channel):
             stopped = self._stop.is_set
             if stopped:
                 self._events.put(None)  # wakes poll(), accept() or progress()
-            if self._late_at < (_NEVER if stopped else time.monotonic()):
+            if self._late_at < (_NEVER if stopped else monotonic()):
                 for peer in tuple(self._peers.values()):
                     peer.interrupt()
                 return
@@ -201,11 +201,11 @@ class GrpcChannel(Channel):
     # -- asking
 
     def exchange(self, peer: int, request: Message, reply: Message, timeout_s: float) -> int:
-        self._late_at = late_at = time.monotonic() + timeout_s
+        self._late_at = late_at = monotonic() + timeout_s
         try:
             wire = self._peers[peer].exchange(self._codec.encode(request))
         except Exception as error:
-            if time.monotonic() > late_at and not self._stop.is_set:
+            if monotonic() > late_at and not self._stop.is_set:
                 late = f"grpc: rank {peer} on {self._hosts[peer]}: no reply within {timeout_s:g} s"
                 raise TransferError(late) from None
             raise self._failed(error, peer) from None
@@ -257,7 +257,7 @@ class GrpcChannel(Channel):
         self._sort()
         for _ in range(len(self._arrived)):
             call = self._arrived.popleft()
-            if not self._desk.handled(call, handler):
+            if not self._desk.offer(call):
                 self._arrived.append(call)
         return True
 
@@ -269,12 +269,12 @@ class GrpcChannel(Channel):
 
     def _gather(self, timeout_s: float, *wanted: deque[Posted] | deque[Call]) -> None:
         """Wait until one of ``wanted`` has something. Raises Interrupted."""
-        deadline = time.monotonic() + timeout_s
+        deadline = monotonic() + timeout_s
         while True:
             self._sort()
             if self._stop.is_set:
                 raise Interrupted("the run was stopped")
-            left = deadline - time.monotonic()
+            left = deadline - monotonic()
             if left <= 0 or any(wanted):
                 return
             try:

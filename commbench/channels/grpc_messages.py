@@ -55,8 +55,9 @@ class Codec(Protocol):
     deserialize: Deserializer
     empty: Wire
 
-    def keep(self, requests: Sequence[Message]) -> None:
-        """These are sent again and again from now on: what is made of them may be kept."""
+    def keep(self, messages: Sequence[Message]) -> None:
+        """These are sent again and again from now on, or sent back as they came: what is made of
+        them may be kept."""
 
     def encode(self, message: Message) -> Wire:
         """A copy of the content; the message may be written again at once."""
@@ -68,8 +69,9 @@ class Codec(Protocol):
 class RawCodec:
     """Bytes as they are.
 
-    An application that has one buffer has it as bytes already, so those of a single-buffer request
-    are kept until it is filled anew; joining several buffers is part of every send.
+    An application that has one buffer has it as bytes already, so those of a single-buffer request,
+    and of one that arrived, are kept until it is filled anew; joining several buffers is part of
+    every send.
     """
 
     serialize: Serializer = None
@@ -79,8 +81,8 @@ class RawCodec:
     def __init__(self) -> None:
         self._kept: dict[Message, tuple[int, bytes]] = {}
 
-    def keep(self, requests: Sequence[Message]) -> None:
-        self._kept = {each: (-1, b"") for each in requests if len(each.views) == 1}
+    def keep(self, messages: Sequence[Message]) -> None:
+        self._kept = {each: (-1, b"") for each in messages if len(each.views) == 1}
 
     def encode(self, message: Message) -> bytes:
         kept = self._kept.get(message)
@@ -92,9 +94,12 @@ class RawCodec:
 
     def decode(self, wire: bytes, slot: Message) -> int:
         nbytes = len(wire)
-        _check_room(nbytes, slot)
+        if nbytes > slot.nbytes:
+            raise _no_room(nbytes, slot)
         if len(slot.views) == 1:
             slot.views[0][:nbytes] = wire
+            if slot in self._kept and nbytes == slot.nbytes:
+                self._kept[slot] = (slot.revision, wire)
         else:
             scatter(slot, wire)
         return nbytes
@@ -109,7 +114,7 @@ class ProtobufCodec:
         self.serialize: Serializer = self._type.SerializeToString
         self.deserialize: Deserializer = self._type.FromString
 
-    def keep(self, requests: Sequence[Message]) -> None:
+    def keep(self, messages: Sequence[Message]) -> None:
         """Nothing is kept: making the protobuf message is what serializing costs."""
 
     def encode(self, message: Message) -> Wire:
@@ -118,7 +123,8 @@ class ProtobufCodec:
     def decode(self, wire: Wire, slot: Message) -> int:
         buffers: Sequence[bytes] = wire.buffers
         nbytes = sum(map(len, buffers))
-        _check_room(nbytes, slot)
+        if nbytes > slot.nbytes:
+            raise _no_room(nbytes, slot)
         if [len(buffer) for buffer in buffers] == [view.nbytes for view in slot.views]:
             for buffer, view in zip(buffers, slot.views, strict=True):
                 view[:] = buffer
@@ -154,6 +160,5 @@ def payload_type() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("commbench.Payload"))
 
 
-def _check_room(nbytes: int, slot: Message) -> None:
-    if nbytes > slot.nbytes:
-        raise TransferError(f"a message of {nbytes} bytes came for a slot of {slot.nbytes}")
+def _no_room(nbytes: int, slot: Message) -> TransferError:
+    return TransferError(f"a message of {nbytes} bytes came for a slot of {slot.nbytes}")

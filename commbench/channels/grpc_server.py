@@ -22,8 +22,6 @@ from commbench.channels.grpc_messages import USER_AGENT, Arguments, Codec, Wire
 from commbench.errors import ChannelUnavailable, TransferError
 from commbench.payloads.buffers import Message
 
-_HANDLER_S = 10.0  # the longest that a handler may be at one request when its block is over
-
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -35,129 +33,157 @@ class Refusal:
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """A request that arrived; ``answer`` gets the one thing that ends it."""
+    """A request that waits on gRPC's thread; ``answer`` gets the one thing that ends it."""
 
     peer: int
     wants_reply: bool
     request: Wire
     answer: SimpleQueue[Wire | Refusal] = field(default_factory=SimpleQueue)
-    slot: int = -1
+
+
+Methods = dict[str, "grpc.RpcMethodHandler[Any, Any]"]  # no generic class at run time
+Outcome = Wire | Refusal | Call  # the answer, an error, or what will have the answer
+
+
+_NOT_YET = (Call, Refusal)
+_BETWEEN = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "between two cases")
 
 
 class Desk:
-    """All requests of one case, in the slots that they were given."""
+    """All requests of one case, in the slots that they were given. A ticket is a slot's number."""
 
     def __init__(self, codec: Codec, exchange: Exchange, arrived: Callable[[Call], None]) -> None:
-        self._codec = codec
+        self._encode, self._decode, self._empty = codec.encode, codec.decode, codec.empty
         self._slots = exchange.incoming
         self._free = deque(range(len(exchange.incoming)))
         self._lent: list[int] = []  # slots of one-way messages that accept() handed out
         self._over: Refusal | None = None
         self._calls: set[Call] = set()  # all that gRPC's threads wait for
-        self._waiting: dict[int, Call] = {}  # by ticket, which is the slot
+        self._waiting: dict[int, Call] = {}  # those that were accepted, by ticket
         self._arrived = arrived
         self._handler: Handler | None = None
-        self._switch = threading.Lock()  # between a change of handler and what arrives
-        self._handling = 0  # requests that a handler is at
-        self._idle = threading.Condition(self._switch)  # that number went down
+        self._lock = threading.Lock()
 
     # -- on gRPC's threads
 
-    def arrive(self, call: Call) -> None:
-        """Let the handler answer, or pass the request on to ``accept``."""
-        refused: Handler | None = None
-        self._calls.add(call)
-        if self._over:
-            self._end(call, self._over)
-            return
-        while True:
-            with self._switch:
-                handler = self._handler
-                if handler is None or handler is refused:
-                    self._arrived(call)
-                    return
-                self._handling += 1
-            try:
-                if self.handled(call, handler):
-                    return
-            finally:
-                with self._switch:
-                    self._handling -= 1
-                    if self._handler is None:
-                        self._idle.notify_all()
-            refused = handler
+    def arrive(self, peer: int, wants_reply: bool, request: Wire) -> Outcome:
+        """What the handler answers at once, or a call that has to wait for its answer.
 
-    def handled(self, call: Call, handler: Handler) -> bool:
-        """Was it this handler's to answer, now or later?"""
+        The handler runs under the lock: when it is taken away none of its requests is still at
+        work, and the next one finds every request that it did not want.
+        """
+        with self._lock:
+            if self._over is not None:
+                return self._over
+            handler = self._handler
+            if handler is not None:
+                outcome = self._handled(handler, peer, wants_reply, request)
+                if outcome is not None:
+                    return outcome
+            call = Call(peer, wants_reply, request)
+            self._calls.add(call)
+            self._arrived(call)
+            return call
+
+    def _handled(
+        self,
+        handler: Handler,
+        peer: int,
+        wants_reply: bool,
+        request: Wire,
+        call: Call | None = None,
+    ) -> Outcome | None:
+        """None: it is not this handler's to answer. ``call``: of a request that waits already."""
+        free = self._free
+        if not free:
+            return self._crowded(peer)
+        slot = free.popleft()
         try:
-            answer = handler.on_request(self._deliver(call))
+            message = self._slots[slot]
+            if (nbytes := self._decode(request, message)) != message.nbytes:
+                message = message.cut(nbytes)
+            answer = handler.on_request(Incoming(slot, peer, wants_reply, message))
         except Exception as error:
-            self._release(call.slot)
-            self._end(call, Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error)))
-            return True
-        if answer is Answer.LATER:
-            self._release(call.slot)
-            return False
+            self._free.append(slot)
+            return Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         if isinstance(answer, Message):
-            self.answer(call.slot, answer)
-        return True
+            free.append(slot)
+            return self._encode(answer) if wants_reply else self._empty
+        if answer is Answer.LATER:
+            self._free.append(slot)
+            return None
+        call = call or Call(peer, wants_reply, request)
+        self._calls.add(call)
+        self._waiting[slot] = call
+        while (ready := handler.next_ready()) is not None:
+            self._give(*ready)
+        return call
+
+    def _crowded(self, peer: int) -> Refusal:
+        said = f"grpc: rank {peer} has more in flight than the window"
+        return Refusal(grpc.StatusCode.FAILED_PRECONDITION, said)
 
     # -- on the application's thread
 
     def handle(self, handler: Handler | None) -> None:
-        """From now on; None waits until the last one is through and its answer is given."""
-        with self._switch:
+        """From now on; the last one is through when this returns."""
+        with self._lock:
             self._handler = handler
-            if handler is None:
-                self._idle.wait_for(lambda: self._handling == 0, _HANDLER_S)
+
+    def offer(self, call: Call) -> bool:
+        """To the handler, a request that waits; False: it is not its to answer."""
+        with self._lock:
+            if self._handler is None:
+                return False
+            outcome = self._handled(self._handler, call.peer, call.wants_reply, call.request, call)
+            if outcome is not None and outcome is not call:
+                self._end(call, outcome)
+        return outcome is not None
 
     def accept(self, call: Call) -> Incoming:
         """Into a slot. A one-way message is acknowledged at once, with an empty answer."""
-        incoming = self._deliver(call)
-        if not call.wants_reply:
-            del self._waiting[call.slot]
-            self._lent.append(call.slot)
-            self._end(call, self._codec.empty)
-        return incoming
+        with self._lock:
+            if not self._free:
+                raise TransferError(self._crowded(call.peer).details)
+            slot = self._free.popleft()
+            message = self._slots[slot]
+            message = message.cut(self._decode(call.request, message))
+            if call.wants_reply:
+                self._waiting[slot] = call
+            else:
+                self._lent.append(slot)
+                self._end(call, self._empty)
+        return Incoming(slot, call.peer, call.wants_reply, message)
 
     def room(self) -> int:
         """How many requests accept() can take; those of the last accept() make room."""
-        self._free.extend(self._lent)
-        self._lent.clear()
-        return len(self._free)
+        with self._lock:
+            self._free.extend(self._lent)
+            self._lent.clear()
+            return len(self._free)
 
     def answer(self, ticket: int, answer: Message) -> None:
-        call = self._waiting.get(ticket)
-        if call is None:
-            raise TransferError(f"grpc: no ticket {ticket} to answer")
-        wire = self._codec.encode(answer) if call.wants_reply else self._codec.empty
-        self._release(ticket)
-        self._end(call, wire)
+        with self._lock:
+            self._give(ticket, answer)
 
     def dismiss(self, why: str) -> None:
         """Nobody will answer what is still waiting, accepted or not."""
-        self._over = Refusal(grpc.StatusCode.CANCELLED, why)
-        for call in tuple(self._calls):
-            self._end(call, self._over)
+        with self._lock:
+            self._over = Refusal(grpc.StatusCode.CANCELLED, why)
+            for call in tuple(self._calls):
+                self._end(call, self._over)
 
-    def _end(self, call: Call, answer: Wire | Refusal) -> None:
+    def _give(self, ticket: int, answer: Message) -> None:
+        call = self._waiting.pop(ticket, None)
+        if call is None:
+            raise TransferError(f"grpc: no ticket {ticket} to answer")
+        wire = self._encode(answer) if call.wants_reply else self._empty
+        self._free.append(ticket)
+        self._end(call, wire)
+
+    def _end(self, call: Call, outcome: Wire | Refusal) -> None:
         self._calls.discard(call)
-        call.answer.put(answer)
-
-    # -- slots
-
-    def _deliver(self, call: Call) -> Incoming:
-        if not self._free:
-            raise TransferError(f"grpc: rank {call.peer} has more in flight than the window")
-        call.slot = self._free.popleft()
-        slot = self._slots[call.slot]
-        self._waiting[call.slot] = call
-        nbytes = self._codec.decode(call.request, slot)
-        return Incoming(call.slot, call.peer, call.wants_reply, slot.cut(nbytes))
-
-    def _release(self, slot: int) -> None:
-        if self._waiting.pop(slot, None) is not None:
-            self._free.append(slot)
+        call.answer.put(outcome)
 
 
 class Listener:
@@ -197,7 +223,12 @@ class Listener:
         """The behaviour of one unary call of this rank."""
 
         def behaviour(request: Wire, context: grpc.ServicerContext) -> Wire:
-            return _answer_of(self._arrive(peer, wants_reply, request), context)
+            # One call fewer than through _arrive(): this is part of every round trip.
+            desk = self.desk
+            outcome = _BETWEEN if desk is None else desk.arrive(peer, wants_reply, request)
+            if isinstance(outcome, _NOT_YET):
+                return _answer_of(outcome, context)
+            return outcome
 
         return behaviour
 
@@ -215,43 +246,39 @@ class Listener:
 
         def behaviour(requests: Iterator[Wire], context: grpc.ServicerContext) -> Iterator[Wire]:
             for request in requests:
-                call = self._arrive(peer, wants_reply, request)
-                if call.answer.empty():
-                    yield from aside(call, requests, context)
+                outcome = self._arrive(peer, wants_reply, request)
+                if _waits(outcome):
+                    yield from aside(outcome, requests, context)
                 else:
-                    yield _answer_of(call, context)
+                    yield _answer_of(outcome, context)
 
         def aside(
-            first: Call, requests: Iterator[Wire], context: grpc.ServicerContext
+            first: Outcome, requests: Iterator[Wire], context: grpc.ServicerContext
         ) -> Iterator[Wire]:
-            calls: SimpleQueue[Call | None] = SimpleQueue()
-            calls.put(first)
-            reader = threading.Thread(target=read, args=(requests, calls), daemon=True)
+            outcomes: SimpleQueue[Outcome | None] = SimpleQueue()
+            outcomes.put(first)
+            reader = threading.Thread(target=read, args=(requests, outcomes), daemon=True)
             reader.start()
-            while (call := calls.get()) is not None:
-                yield _answer_of(call, context)
+            while (outcome := outcomes.get()) is not None:
+                yield _answer_of(outcome, context)
 
-        def read(requests: Iterator[Wire], calls: SimpleQueue[Call | None]) -> None:
+        def read(requests: Iterator[Wire], outcomes: SimpleQueue[Outcome | None]) -> None:
             try:
                 for request in requests:
-                    call = self._arrive(peer, wants_reply, request)
-                    calls.put(call)
-                    if not call.answer.empty():
+                    outcome = self._arrive(peer, wants_reply, request)
+                    outcomes.put(outcome)
+                    if not _waits(outcome):
                         break
             except Exception:
                 pass  # grpcio raises a bare Exception when a call is cancelled
             finally:
-                calls.put(None)
+                outcomes.put(None)
 
         return behaviour
 
-    def _arrive(self, peer: int, wants_reply: bool, request: Wire) -> Call:
-        call = Call(peer, wants_reply, request)
-        if self.desk is None:
-            call.answer.put(Refusal(grpc.StatusCode.FAILED_PRECONDITION, "between two cases"))
-        else:
-            self.desk.arrive(call)
-        return call
+    def _arrive(self, peer: int, wants_reply: bool, request: Wire) -> Outcome:
+        desk = self.desk
+        return _BETWEEN if desk is None else desk.arrive(peer, wants_reply, request)
 
 
 class _Gate(grpc.GenericRpcHandler):
@@ -260,6 +287,7 @@ class _Gate(grpc.GenericRpcHandler):
     def __init__(
         self, listener: Listener, codec: Codec, credentials: Sequence[str], stream: bool
     ) -> None:
+        self._by_agent: dict[str, Methods] = {}  # whole user agents that were found good
         self._by_credential = {
             credential: _methods(listener, codec, rank, stream)
             for rank, credential in enumerate(credentials)
@@ -271,14 +299,18 @@ class _Gate(grpc.GenericRpcHandler):
     def service(self, details: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
         for key, value in details.invocation_metadata:
             if key == USER_AGENT:
-                methods = self._by_credential.get(value.partition(" ")[0])
+                methods = self._by_agent.get(value) or self._identified(value)
                 return self._refuse if methods is None else methods.get(details.method)
         return self._refuse
 
+    def _identified(self, agent: str) -> Methods | None:
+        methods = self._by_credential.get(agent.partition(" ")[0])
+        if methods is not None and len(self._by_agent) < len(self._by_credential):
+            self._by_agent[agent] = methods
+        return methods
 
-def _methods(
-    listener: Listener, codec: Codec, rank: int, stream: bool
-) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+
+def _methods(listener: Listener, codec: Codec, rank: int, stream: bool) -> Methods:
     coding = (codec.deserialize, codec.serialize)
     methods = {HELLO: grpc.unary_unary_rpc_method_handler(listener.hello, *coding)}
     for method, wants_reply in ((ASK, True), (SEND, False)):
@@ -294,11 +326,16 @@ def _refuse(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterato
     context.abort(grpc.StatusCode.UNAUTHENTICATED, "this call does not carry the run's token")
 
 
-def _answer_of(call: Call, context: grpc.ServicerContext) -> Wire:
-    try:
-        answer = call.answer.get(timeout=POST_DEADLINE_S)
-    except Empty:
-        answer = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "nobody answered")
-    if isinstance(answer, Refusal):
-        context.abort(answer.code, answer.details)
-    return answer
+def _waits(outcome: Outcome) -> bool:
+    return isinstance(outcome, Call) and outcome.answer.empty()
+
+
+def _answer_of(outcome: Outcome, context: grpc.ServicerContext) -> Wire:
+    if isinstance(outcome, Call):
+        try:
+            outcome = outcome.answer.get(timeout=POST_DEADLINE_S)
+        except Empty:
+            outcome = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "nobody answered")
+    if isinstance(outcome, Refusal):
+        context.abort(outcome.code, outcome.details)
+    return outcome
