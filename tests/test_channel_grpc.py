@@ -269,6 +269,20 @@ def test_raw_request_is_made_anew_when_it_was_filled() -> None:
     assert codec.encode(single) is codec.encode(single)
 
 
+def test_raw_answer_is_what_came_until_it_is_written_again() -> None:
+    slot, other = allocate((4,), 2)
+    codec = RawCodec()
+    codec.keep([], [slot])
+    wire = bytes([1, 2, 3, 4])
+    assert codec.decode(wire, slot) == 4
+    assert codec.answer(slot) is wire and codec.answer(slot) == wire
+    codec.decode(wire, slot)
+    slot.fill(1, 2, 3)
+    assert codec.answer(slot) == bytes(slot.views[0]) != wire
+    other.fill(1, 2, 4)
+    assert codec.answer(other) == bytes(other.views[0])
+
+
 @pytest.mark.parametrize("codec", [RawCodec(), ProtobufCodec()])
 def test_nothing_is_written_past_a_slot(codec: RawCodec | ProtobufCodec) -> None:
     large, small = allocate((10, 10), 2)

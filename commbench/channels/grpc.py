@@ -152,7 +152,7 @@ class GrpcChannel(Channel):
 
         self._case = exchange
         self._stop = exchange.stop
-        self._codec.keep((*exchange.request, *exchange.incoming))
+        self._codec.keep(exchange.request, exchange.incoming)
         self._inflight = dict.fromkeys(exchange.peers, 0)
         self._done.clear()
         self._arrived.clear()

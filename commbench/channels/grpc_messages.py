@@ -55,23 +55,29 @@ class Codec(Protocol):
     deserialize: Deserializer
     empty: Wire
 
-    def keep(self, messages: Sequence[Message]) -> None:
-        """These are sent again and again from now on, or sent back as they came: what is made of
-        them may be kept."""
+    def keep(self, requests: Sequence[Message], incoming: Sequence[Message] = ()) -> None:
+        """Requests are sent again and again from now on, what came may be sent back as it is: what
+        they are made of or into may be kept."""
 
     def encode(self, message: Message) -> Wire:
         """A copy of the content; the message may be written again at once."""
+
+    def answer(self, message: Message) -> Wire:
+        """The same of an answer, which is often the request that came."""
 
     def decode(self, wire: Wire, slot: Message) -> int:
         """Copy into the slot; bytes copied. Raises TransferError when it does not fit."""
 
 
+_NOTHING = (-1, b"")  # revision and content of a message that was never made
+
+
 class RawCodec:
     """Bytes as they are.
 
-    An application that has one buffer has it as bytes already, so those of a single-buffer request,
-    and of one that arrived, are kept until it is filled anew; joining several buffers is part of
-    every send.
+    An application that has one buffer has it as bytes already: those of a single-buffer request are
+    kept until it is filled anew, those that came until the answer. Joining several buffers is part
+    of every send.
     """
 
     serialize: Serializer = None
@@ -80,9 +86,11 @@ class RawCodec:
 
     def __init__(self) -> None:
         self._kept: dict[Message, tuple[int, bytes]] = {}
+        self._came: dict[Message, tuple[int, bytes]] = {}
 
-    def keep(self, messages: Sequence[Message]) -> None:
-        self._kept = {each: (-1, b"") for each in messages if len(each.views) == 1}
+    def keep(self, requests: Sequence[Message], incoming: Sequence[Message] = ()) -> None:
+        self._kept = {each: _NOTHING for each in requests if len(each.views) == 1}
+        self._came = {each: _NOTHING for each in incoming if len(each.views) == 1}
 
     def encode(self, message: Message) -> bytes:
         kept = self._kept.get(message)
@@ -92,16 +100,24 @@ class RawCodec:
             kept = self._kept[message] = (message.revision, message.views[0].tobytes())
         return kept[1]
 
+    def answer(self, message: Message) -> bytes:
+        came = self._came.get(message)
+        if came is None or came[0] != message.revision:
+            return self.encode(message)
+        # Not for longer: memory that is not given back at once, malloc takes from the kernel anew.
+        self._came[message] = _NOTHING
+        return came[1]
+
     def decode(self, wire: bytes, slot: Message) -> int:
         nbytes = len(wire)
+        if nbytes == slot.nbytes and len(slot.views) == 1:  # first: every byte code counts here
+            slot.views[0][:] = wire
+            if slot in self._came:
+                self._came[slot] = (slot.revision, wire)
+            return nbytes
         if nbytes > slot.nbytes:
             raise _no_room(nbytes, slot)
-        if len(slot.views) == 1:
-            slot.views[0][:nbytes] = wire
-            if slot in self._kept and nbytes == slot.nbytes:
-                self._kept[slot] = (slot.revision, wire)
-        else:
-            scatter(slot, wire)
+        scatter(slot, wire)
         return nbytes
 
 
@@ -114,11 +130,13 @@ class ProtobufCodec:
         self.serialize: Serializer = self._type.SerializeToString
         self.deserialize: Deserializer = self._type.FromString
 
-    def keep(self, messages: Sequence[Message]) -> None:
+    def keep(self, requests: Sequence[Message], incoming: Sequence[Message] = ()) -> None:
         """Nothing is kept: making the protobuf message is what serializing costs."""
 
     def encode(self, message: Message) -> Wire:
         return self._type(buffers=[view.tobytes() for view in message.views])
+
+    answer = encode
 
     def decode(self, wire: Wire, slot: Message) -> int:
         buffers: Sequence[bytes] = wire.buffers

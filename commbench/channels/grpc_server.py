@@ -53,7 +53,7 @@ class Desk:
     """All requests of one case, in the slots that they were given. A ticket is a slot's number."""
 
     def __init__(self, codec: Codec, exchange: Exchange, arrived: Callable[[Call], None]) -> None:
-        self._encode, self._decode, self._empty = codec.encode, codec.decode, codec.empty
+        self._wire_of, self._decode, self._empty = codec.answer, codec.decode, codec.empty
         self._slots = exchange.incoming
         self._free = deque(range(len(exchange.incoming)))
         self._lent: list[int] = []  # slots of one-way messages that accept() handed out
@@ -108,7 +108,7 @@ class Desk:
             return Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         if isinstance(answer, Message):
             free.append(slot)
-            return self._encode(answer) if wants_reply else self._empty
+            return self._wire_of(answer) if wants_reply else self._empty
         if answer is Answer.LATER:
             self._free.append(slot)
             return None
@@ -177,7 +177,7 @@ class Desk:
         call = self._waiting.pop(ticket, None)
         if call is None:
             raise TransferError(f"grpc: no ticket {ticket} to answer")
-        wire = self._encode(answer) if call.wants_reply else self._empty
+        wire = self._wire_of(answer) if call.wants_reply else self._empty
         self._free.append(ticket)
         self._end(call, wire)
 
