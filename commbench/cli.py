@@ -30,7 +30,7 @@ LAUNCH_INDEX = "--launch-index"  # hidden; what our launcher adds begins with it
 _SETTINGS = (
     ("channel", "-C", "NAMES", "Channels, e.g. tcp,mpi,grpc.  [tcp]"),
     ("mode", None, "MODES", "non-serialized and/or serialized.  [non-serialized]"),
-    ("scheme", None, "NAMES", "contiguous, uniform, random, skew, trace:FILE.  [contiguous]"),
+    ("scheme", None, "NAMES", "contiguous, uniform, random, skew, model:NAME, trace:FILE.  [contiguous]"),
     ("message-size", "-m", "SIZES", "1:4M (powers of two) or 64,1K,64K, binary.  [1:4M]"),
     ("iovec", None, "N", "Buffers of a message of a scheme.  [10]"),
     ("categories", None, "NAMES", "Buffer categories.  [small,medium,large]"),
@@ -364,6 +364,35 @@ def channels(verbose: bool) -> None:
             for key, option in kind.options.items():
                 choices = f" ({'|'.join(c for c in option.choices if c)})" if option.choices else ""
                 _show(f"    -o {key}={option.default}{choices}: {option.help}")
+
+
+@cli.command("profile")
+@click.argument("target", metavar="MODULE:CALLABLE")
+@click.option("--input", "shape", metavar="SHAPE", help="Random input, e.g. 32x3x224x224.")
+@click.option(
+    "-i", "--iterations", type=click.IntRange(1, 10_000), default=5, show_default=True, metavar="N"
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="FILE", help="CSV file.  [stdout]"
+)
+def profile_model(target: str, shape: str | None, iterations: int, output: Path | None) -> None:
+    """Write the parameter tensors of a PyTorch model with the time of each layer, as CSV.
+
+    CALLABLE returns a torch.nn.Module, or a pair of it and its input. The file is a payload:
+    'commbench run --scheme trace:FILE'.
+    """
+    from commbench.profile import parse_shape, profile
+
+    if output is not None and output.exists():
+        raise UsageError(f"--output {output}: exists; it is never overwritten")
+    table = profile(target, None if shape is None else parse_shape(shape), iterations)
+    if output is None:
+        _show(table.removesuffix("\n"))
+        return
+    try:
+        output.write_text(table, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from None
 
 
 @cli.command()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from commbench.errors import UsageError
+from commbench.payloads.models import parameters
 from commbench.payloads.spec import PayloadSpec
 from commbench.units import format_size, parse_count, parse_size
 
@@ -64,7 +65,7 @@ class SchemeOptions:
 
 
 def make_spec(scheme: str, options: SchemeOptions | None = None) -> PayloadSpec:
-    """The message of ``uniform``, ``random``, ``skew`` or ``trace:FILE``.
+    """The message of ``uniform``, ``random``, ``skew``, ``model:NAME`` or ``trace:FILE``.
 
     Raises UsageError for an unknown scheme, a file that cannot be read, or options that do not
     fit the scheme.
@@ -73,8 +74,11 @@ def make_spec(scheme: str, options: SchemeOptions | None = None) -> PayloadSpec:
     name, colon, path = scheme.partition(":")
     if name == "trace" and colon:
         return PayloadSpec(f"trace:{Path(path).name}", read_trace(Path(path)), options.seed)
+    if name == "model" and colon:
+        sizes = tuple(tensor.nbytes for tensor in parameters(path))
+        return PayloadSpec(scheme, sizes, options.seed)
     if scheme not in SCHEMES:
-        allowed = ", ".join([*SCHEMES, "trace:FILE"])
+        allowed = ", ".join([*SCHEMES, "model:NAME", "trace:FILE"])
         raise UsageError(f"--scheme {scheme}: no such payload scheme; allowed: {allowed}")
     categories = SCHEMES[scheme](options)
     return PayloadSpec(scheme, tuple(options.size_of(c) for c in categories), options.seed)
