@@ -30,7 +30,12 @@ LAUNCH_INDEX = "--launch-index"  # hidden; what our launcher adds begins with it
 _SETTINGS = (
     ("channel", "-C", "NAMES", "Channels, e.g. tcp,mpi,grpc.  [tcp]"),
     ("mode", None, "MODES", "non-serialized and/or serialized.  [non-serialized]"),
-    ("scheme", None, "NAMES", "contiguous, uniform, random, skew, model:NAME, trace:FILE.  [contiguous]"),
+    (
+        "scheme",
+        None,
+        "NAMES",
+        "contiguous, uniform, random, skew, model:NAME, trace:FILE.  [contiguous]",
+    ),
     ("message-size", "-m", "SIZES", "1:4M (powers of two) or 64,1K,64K, binary.  [1:4M]"),
     ("iovec", None, "N", "Buffers of a message of a scheme.  [10]"),
     ("categories", None, "NAMES", "Buffer categories.  [small,medium,large]"),

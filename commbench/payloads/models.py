@@ -2,8 +2,8 @@
 
 Trainable parameters only, as a framework exchanges them in data-parallel training: weights, biases,
 and scale and shift of batch normalisation; running means and variances stay on the worker. The
-shapes are those of Caffe (lenet, cifar10-quick, alexnet, googlenet), torchvision (alexnet-tv, vgg16,
-resnets, inception3) and of Szegedy et al., arXiv:1602.07261 (inception4).
+shapes are those of Caffe (lenet, cifar10-quick, alexnet, googlenet), torchvision (alexnet-tv,
+vgg16, resnets, inception3) and of Szegedy et al., arXiv:1602.07261 (inception4).
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ def _chain(name: str, into: int, steps: Iterable[Step], layer: Layer = _conv_bn)
         into = out
 
 
-def _branches(
-    name: str, into: int, *branches: Iterable[Step], layer: Layer = _conv_bn
-) -> Layers:
+def _branches(name: str, into: int, *branches: Iterable[Step], layer: Layer = _conv_bn) -> Layers:
     """Chains side by side on the same input."""
     for number, steps in enumerate(branches, start=1):
         yield from _chain(f"{name}.branch{number}", into, steps, layer)

@@ -15,7 +15,7 @@ class PayloadSpec:
     that no message can have.
     """
 
-    scheme: str  # "contiguous" | "uniform" | "random" | "skew" | "model:NAME" | "trace:NAME" | third party
+    scheme: str  # "contiguous", "uniform", "random", "skew", "model:NAME", "trace:NAME", others
     sizes: tuple[int, ...]
     seed: int = 0
 
