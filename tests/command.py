@@ -89,14 +89,18 @@ class Running:
         os.kill(self.rank(rank), signal.SIGKILL)
 
     def rank(self, rank: int) -> int:
-        """Its process id, whoever launched it."""
+        """Its process id, whoever launched it; waits for one that is just being started."""
+        until(lambda: self._ranks(rank), f"rank {rank} is not running", 10)
+        return self._ranks(rank)[0]
+
+    def _ranks(self, rank: int) -> list[int]:
         names = ("COMMBENCH_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
         wanted = {f"{name}={rank}".encode() for name in names}
-        for pid in marked(self.mark):
-            words = _words(pid, "cmdline")
-            if wanted & set(_words(pid, "environ")) and b"commbench" in words[:4]:
-                return pid
-        raise AssertionError(f"rank {rank} is not running")
+        return [
+            pid
+            for pid in marked(self.mark)
+            if wanted & set(_words(pid, "environ")) and b"commbench" in _words(pid, "cmdline")[:4]
+        ]
 
 
 def _words(pid: int, what: str) -> list[bytes]:
