@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import click
 
 from benchmarks.ratios import harness, pairs, tools
+from benchmarks.ratios.figures import chosen
 from benchmarks.ratios.references import compile_all
 from benchmarks.ratios.result import HEADER
 from commbench.errors import CommbenchError
@@ -56,6 +57,8 @@ class Parity:
         yield from self.one_launch("mpi", "openmpi", "openmpi: ")
 
     def one_launch(self, group: str, launcher: str, prefix: str) -> Records:
+        if not chosen(group, self.only):
+            return
         compile_all(group, self.folder, launcher == "openmpi")
         out = self.folder / f"{launcher}-{group}"
         words = [f"--figures={group}", f"--out={out}", f"--quads={self.quads}"]

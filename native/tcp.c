@@ -67,8 +67,8 @@ typedef struct tcp {
     bool spin;
     uint32_t size;              /* ranks */
     conn *conns;                /* asking ones by rank, then serving ones by rank */
-    int epoll;                  /* not of a lone connection: its callback for each packet is 5 % of
-                                   a spinning round trip */
+    int epoll;                  /* not of a lone connection: its callback for each packet is 2 to
+                                   5 % of a spinning round trip */
     bool lone;                  /* this case has one connection */
     const cb_case *c;           /* NULL between cases */
     conn **active;

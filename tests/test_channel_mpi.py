@@ -71,7 +71,6 @@ class TestOpenMpiPersistent(TestOpenMpi):
 
 
 SETTLE = """
-import sys, time
 from commbench.errors import CommbenchError
 from commbench.harness.rendezvous import join
 from commbench.registry import usable

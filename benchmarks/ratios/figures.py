@@ -80,3 +80,8 @@ FIGURES: dict[str, Sequence[Figure]] = {
         for n, count in ((64, 500), (65536, 500), (1 << 20, 150))
     ],
 }
+
+
+def chosen(group: str, only: str) -> list[Figure]:
+    """The figures of a group whose name contains ``only``."""
+    return [figure for figure in FIGURES[group] if only in figure.name]

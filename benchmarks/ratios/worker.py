@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.ratios.figures import FIGURES, Figure
+from benchmarks.ratios.figures import Figure, chosen
 from benchmarks.ratios.references import Place, Reference, loop_named
 from benchmarks.ratios.result import Result
 from benchmarks.ratios.statistics import median_of_ties, quad_ratio
@@ -175,8 +175,7 @@ def main(
     world, rendezvous = join()
     try:
         bind(cpus, world, rendezvous)
-        chosen = [figure for figure in FIGURES[figures] if only in figure.name]
-        for figure in chosen[: 1 if blocks else None]:
+        for figure in chosen(figures, only)[: 1 if blocks else None]:
             place = Place(figure.case(shrink), world.rank, rendezvous, libraries)
             if blocks:
                 line = json.dumps(alone(figure, place, blocks))
