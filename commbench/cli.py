@@ -28,7 +28,7 @@ LAUNCH_INDEX = "--launch-index"  # hidden; what our launcher adds begins with it
 
 # long name, short name, metavar, help: the settings that a job file has too (commbench.jobs)
 _SETTINGS = (
-    ("channel", "-C", "NAMES", "Channels, e.g. tcp,mpi,grpc.  [tcp]"),
+    ("channel", "-C", "NAMES", "Channels, e.g. tcp,mpi,grpc, or all.  [tcp]"),
     ("mode", None, "MODES", "non-serialized and/or serialized.  [non-serialized]"),
     (
         "scheme",
@@ -159,13 +159,17 @@ def run(what: tuple[str, ...], **flags: Any) -> None:
     _check_flags(flags)
     from commbench.harness.world import detect
 
-    alone = detect(os.environ) is None and not flags["peer"]
+    world = detect(os.environ)
+    alone = world is None and not flags["peer"]
     if flags["repeat"] > 1 and not alone and "COMMBENCH_LAUNCH_DIR" not in os.environ:
         raise UsageError(
             f"--repeat {flags['repeat']}: allowed where commbench starts its own ranks; under "
             f"another launcher and with --peer, run the command again, each time to a new --output"
         )
     plan = _plan(what, flags)
+    if not flags["started_ns"] and (world is None or world.rank == 0):  # not by our own launcher
+        for line in plan.left_out():
+            _warn(f"-C all: left out: {line}")
     if flags["dry_run"]:
         from commbench.dryrun import table
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from commbench.errors import UsageError
 from commbench.payloads.schemes import SchemeOptions, parse_categories, parse_ratio
 from commbench.plan import ORDERS, Plan, Settings
+from commbench.registry import ALL, every
 from commbench.units import parse_count, parse_duration, parse_size, parse_sizes
 
 
@@ -112,7 +113,15 @@ def settings(given: Mapping[str, str]) -> Settings:
             scheme[inner] = value
         else:
             values[target] = value
-    return Settings(**values, scheme_options=SchemeOptions(**scheme))
+    made = Settings(**values, scheme_options=SchemeOptions(**scheme))
+    return _all(made) if made.channels == (ALL,) else made
+
+
+def _all(made: Settings) -> Settings:
+    channels, left_out = every(made.modes)
+    if not channels:
+        raise UsageError(f"-C {ALL}: no channel can run here with --mode {','.join(made.modes)}")
+    return replace(made, channels=tuple(channels), left_out=tuple(left_out))
 
 
 def make_plan(

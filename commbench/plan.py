@@ -94,6 +94,7 @@ class Settings:
     loop: str = "auto"
     timeout_s: float = 60.0
     options: tuple[tuple[str | None, str, str], ...] = ()
+    left_out: tuple[str, ...] = ()  # what -C all could not take, and why
 
     def __post_init__(self) -> None:
         for name in self.benchmarks:
@@ -127,7 +128,7 @@ class Settings:
         kinds = {name: load(name) for name in self.channels}
         options = self._options(kinds)
         for name, mode in product(self.channels, self.modes):
-            check_mode(kinds[name], mode)
+            kinds[name].check_mode(mode)
             check_ranks(kinds[name], ranks)
         return [
             [self._case(benchmark(kind), name, mode, spec, ranks, options[name]) for spec in specs]
@@ -207,6 +208,10 @@ class Plan:
         """Names of all channels, each once."""
         return list(dict.fromkeys(name for each in self.sections for name in each.channels))
 
+    def left_out(self) -> list[str]:
+        """What ``-C all`` could not take, and why, each once."""
+        return list(dict.fromkeys(line for each in self.sections for line in each.left_out))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -222,21 +227,10 @@ def _changed(channel: type[Channel], given: Mapping[str, str]) -> dict[str, str]
     return {key: checked[key] for key in given if checked[key] != channel.options[key].default}
 
 
-def check_mode(channel: type[Channel], mode: str) -> None:
-    """UsageError unless the channel has this mode."""
-    from commbench.channels.base import Capability
-
-    if mode == "serialized" and Capability.SERIALIZED not in channel.capabilities:
-        raise UsageError(
-            f"--mode {mode}: channel {channel.name} has no serialized mode; "
-            f"allowed for it: non-serialized"
-        )
-
-
 def _allowed(flag: str, given: Sequence[str], allowed: Sequence[str]) -> None:
     for value in given:
         if value not in allowed:
             raise UsageError(f"{flag} {value}: allowed: {', '.join(allowed)}")
 
 
-__all__ = ["BENCHMARKS", "LOOPS", "MODES", "ORDERS", "Case", "Plan", "Settings", "check_mode"]
+__all__ = ["BENCHMARKS", "LOOPS", "MODES", "ORDERS", "Case", "Plan", "Settings"]

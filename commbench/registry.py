@@ -7,17 +7,18 @@ Third parties add channels through the entry-point group ``commbench.channels``
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from commbench.errors import ChannelUnavailable, UsageError
+from commbench.errors import ChannelUnavailable, CommbenchError, UsageError
 
 if TYPE_CHECKING:
     from commbench.channels.base import Channel
 
 GROUP = "commbench.channels"
+ALL = "all"  # -C all: see every()
 
 # name -> "module:Class", in the order in which people read them
 BUILT_IN: Mapping[str, str] = MappingProxyType(
@@ -73,3 +74,23 @@ def usable(name: str) -> type[Channel]:
     if missing is not None:
         raise ChannelUnavailable(f"channel {name} cannot run here: {missing}")
     return channel
+
+
+def every(modes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What ``-C all`` means: the channels between ranks that run here and have these modes; and a
+    line for each of the others, with the reason."""
+    found: list[str] = []
+    left_out: list[str] = []
+    for name in known():
+        try:
+            kind = usable(name)
+            for mode in modes:
+                kind.check_mode(mode)
+        except CommbenchError as error:
+            left_out.append(str(error))
+            continue
+        if kind.ranks_inside:
+            left_out.append(f"channel {name} stays inside one process")
+        else:
+            found.append(name)
+    return found, left_out

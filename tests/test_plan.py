@@ -156,3 +156,15 @@ def test_missing_job_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(Path("jobs").glob("*.toml")), ids=str)
 def test_shipped_jobs_are_read(path: Path) -> None:
     assert make_plan({}, path).sections
+
+
+def test_all_is_every_channel_that_runs_here_and_says_what_it_leaves_out() -> None:
+    plan = make_plan({"channel": "all", "mode": "serialized"})
+    assert "tcp" not in plan.channels()
+    said = " ".join(plan.left_out())
+    assert "channel tcp has no serialized mode" in said
+    assert "channel loopback has no serialized mode" in said
+    plan = make_plan({"channel": "all"})
+    assert {"tcp", "uds"} <= set(plan.channels())
+    assert "loopback" not in plan.channels()
+    assert "channel loopback stays inside one process" in plan.left_out()

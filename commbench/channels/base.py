@@ -209,3 +209,12 @@ class Channel(ABC):
                     f"-o {key}={value}: allowed for channel {cls.name}: {', '.join(choices)}"
                 )
         return {key: given.get(key, option.default) for key, option in cls.options.items()}
+
+    @classmethod
+    def check_mode(cls, mode: str) -> None:
+        """UsageError unless the channel has this mode."""
+        if mode == "serialized" and Capability.SERIALIZED not in cls.capabilities:
+            raise UsageError(
+                f"--mode {mode}: channel {cls.name} has no serialized mode; "
+                f"allowed for it: non-serialized"
+            )
