@@ -152,8 +152,8 @@ def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 def run(what: tuple[str, ...], **flags: Any) -> None:
     """Run benchmarks, e.g. 'commbench run latency,bandwidth -C tcp,mpi -m 1:64K'.
 
-    Benchmarks: latency, bandwidth, bibw, message-rate. Without mpirun or srun it starts its own
-    two local ranks.
+    Benchmarks: latency, bandwidth, bibw, message-rate, alltoall. Without mpirun or srun it starts
+    its own two local ranks.
     """
     started_ns = flags["started_ns"] or time.monotonic_ns()
     _check_flags(flags)

@@ -168,7 +168,7 @@ class Session:
         """Raise UsageError before anything is measured when the buffers cannot fit."""
         case = max(cases, key=memory_nbytes)
         try:
-            check_memory(memory_nbytes(case) * self.world.local_size)
+            check_memory(memory_nbytes(case) * self.world.local_size // self.world.size)
         except UsageError as error:
             size = format_size(case.nbytes)
             raise UsageError(f"{case.benchmark} of {size} over {case.channel}: {error}") from None

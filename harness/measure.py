@@ -11,13 +11,15 @@ import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
+from commbench import _native
 from commbench.benchmarks import Benchmark, Role, benchmark
 from commbench.channels.base import Capability, Channel, Exchange
 from commbench.errors import UsageError
 from commbench.harness.loops import Block, Loop, NativeLoop, Outcome, PythonLoop, Stamps
 from commbench.harness.stop import StopFlag
+from commbench.harness.timeline import gather_span
 from commbench.histogram import Histogram, Int64Array
 from commbench.payloads.buffers import Message, allocate
 from commbench.plan import Case
@@ -39,7 +41,7 @@ class Meeting(Protocol):
     @property
     def stop(self) -> StopFlag: ...
     def barrier(self, timeout_s: float) -> None: ...
-    def allgather(self, value: int, timeout_s: float) -> Sequence[object]: ...
+    def allgather(self, value: Any, timeout_s: float) -> Sequence[object]: ...
 
 
 SaveStamps = Callable[[Int64Array, Int64Array], None]
@@ -50,7 +52,8 @@ class Share:
     """What one rank contributes to a case; sums over its blocks."""
 
     histogram: Histogram = field(default_factory=Histogram)
-    elapsed_ns: int = 0  # of the operations that count: first start to last end of each block
+    elapsed_ns: int = 0  # of the operations that count: first start to last end of each block,
+    # with many askers of all of them
     summed_ns: int = 0  # of all operations that were stamped, warm-up included
     operations: int = 0
     messages: int = 0
@@ -76,6 +79,8 @@ class CaseRun:
         self.rank = rank
         self.kind: Benchmark = benchmark(case.benchmark)
         self.role = role_of(self.kind, channel, rank, case.ranks)
+        roles = (role_of(self.kind, channel, each, case.ranks) for each in range(case.ranks))
+        self.fan = max(len(role.targets) for role in roles)
         self.native = uses_native(case, channel)
         self.one_way = Capability.ONE_WAY in channel.capabilities
         self.stamps = stamps
@@ -119,16 +124,18 @@ class CaseRun:
         peers = self.role.peers
         slots = window * max(1, len(peers))
         different = slots if distinct else 1
-        reply = () if self.kind.handler == "sink" else self.case.payload.sizes
+        sizes = self.case.payload.sizes
+        reply = () if self.kind.handler == "sink" else sizes
+        asks, serves = (bool(ranks) * slots for ranks in (self.role.targets, self.role.sources))
         exchange = Exchange(
             peers=peers,
             window=window,
             reply_every=(window if self.one_way else 1) if self.kind.windowed else 1,
-            asks=bool(self.role.targets),
-            serves=bool(self.role.sources),
-            request=buffers("request", self.case.payload.sizes, different) * (slots // different),
-            reply=buffers("reply", reply, different) * (slots // different),
-            incoming=buffers("incoming", self.case.payload.sizes, different) * (slots // different),
+            asks=asks > 0,
+            serves=serves > 0,
+            request=slots_for("request", sizes, different, asks),
+            reply=slots_for("reply", reply, different, asks),
+            incoming=slots_for("incoming", sizes, different, serves),
             answer_nbytes=sum(reply),
             stop=self.rendezvous.stop,
         )
@@ -147,14 +154,20 @@ class CaseRun:
 
     # -- blocks
 
+    @property
+    def most(self) -> int:
+        """Operations with each target that a block may have: the stamps' room."""
+        return self.stamps.capacity // self.fan
+
     def block(self, count: int, batch: int, number: int, every: bool, last: bool) -> Block:
+        """``count`` operations with each target."""
         role, nbytes = self.role, self.case.nbytes
         return Block(
             kind=self.loop_kind(),
             handler=self.kind.handler if role.sources else None,
             targets=role.targets,
             rank=self.rank,
-            count=count if role.targets else 0,
+            count=count * len(role.targets),
             serve=count * batch * len(role.sources),
             batch=batch,
             seed=self.case.payload.seed,
@@ -198,7 +211,7 @@ class CaseRun:
         """Warm-up and iterations run through without a pause, as OSU's do."""
         skip, left = self.case.warmup, self.case.warmup + self.case.iterations
         while left:
-            count = min(left, self.stamps.capacity)
+            count = min(left, self.most)
             self.timed_block(loop, count, min(skip, count))
             left -= count
             skip -= min(skip, count)
@@ -210,7 +223,7 @@ class CaseRun:
             spent_s = 0.0
             while spent_s < limit_s:
                 count = max(FIRST_BLOCK, round(rate * min(BLOCK_S, limit_s - spent_s)))
-                count = min(count, self.stamps.capacity)
+                count = min(count, self.most)
                 mine = self.timed_block(loop, count, count if warm else 0)
                 block_s = self.longest(mine) / 1e9
                 spent_s += max(block_s, 1e-6)
@@ -220,43 +233,68 @@ class CaseRun:
         return max(int(str(each)) for each in self.rendezvous.allgather(mine, PATIENCE_S))
 
     def timed_block(self, loop: Loop | None, count: int, skip: int) -> int:
-        """One block whose first ``skip`` operations are warm-up; ns from first start to last end.
+        """One block of ``count`` operations with each target, the first ``skip`` of which are
+        warm-up; ns from first start to last end.
 
         The barrier keeps the blocks of several askers apart on the ranks that serve them.
         """
-        if self.share.blocks:
+        if self.share.blocks or self.kind.many:
             self.rendezvous.barrier(PATIENCE_S)
+        origin = _native.now_ns()
         block = self.block(count, self.batch, self.number, every=self.every, last=not self.every)
         if self.every:
             self.number += count * self.batch
         self.share.blocks += 1
         self.go(loop, block)
-        if not self.role.targets:
-            return 0
-        start, end = self.stamps.start[:count], self.stamps.end[:count]
+        start, end = self.stamps.start[: block.count], self.stamps.end[: block.count]
         self.share.summed_ns += int((end - start).sum())
         if skip < count:
-            self.keep(start[skip:], end[skip:])
-        return int(end.max() - start.min())
+            warm = skip * len(self.role.targets)
+            self.keep(start[warm:], end[warm:], origin)
+        return elapsed_ns(start, end)
 
-    def keep(self, start: Int64Array, end: Int64Array) -> None:
-        """Fold a block into the histogram."""
+    def keep(self, start: Int64Array, end: Int64Array, origin: int) -> None:
+        """Fold a block into the histogram; with many askers collective."""
+        self.share.elapsed_ns += (
+            self.together(start, end, origin) if self.kind.many else elapsed_ns(start, end)
+        )
+        if not len(start):
+            return
         spent = end - start
         halve = self.kind.estimator(self.case.rtt) == "rtt/2"
         self.share.histogram.add(halved(spent) if halve else spent)
-        self.share.elapsed_ns += int(end.max() - start.min())
         self.share.operations += len(start)
         self.share.messages += len(start) * self.batch
         if self.save is not None:
             self.save(start, end)
 
+    def together(self, start: Int64Array, end: Int64Array, origin: int) -> int:
+        """Collective: ns from the first start of all askers to the last end."""
+        mine = (int(start.min()), int(end.max())) if len(start) else None
+        return gather_span(self.rendezvous, origin, mine, PATIENCE_S).elapsed_ns
+
+
+def elapsed_ns(start: Int64Array, end: Int64Array) -> int:
+    """From the first start to the last end; 0 of no operation."""
+    return int(end.max() - start.min()) if len(start) else 0
+
 
 def memory_nbytes(case: Case) -> int:
-    """What one rank's buffers take at least: a request, a reply and what arrives, of each slot."""
+    """What the buffers of all ranks take at least: a request, a reply and what arrives, of each
+    slot."""
     page = mmap.PAGESIZE
     message = sum(max(page, -(-size // page) * page) for size in case.payload.sizes)
-    kinds = 2 if benchmark(case.benchmark).handler == "sink" else 3
-    return kinds * message * (case.window if case.validation == "every" else 1)
+    kind = benchmark(case.benchmark)
+    asking, serving = pairs_of(kind, case.ranks)
+    messages = asking * (1 if kind.handler == "sink" else 2) + serving
+    return messages * message * (case.window if case.validation == "every" else 1)
+
+
+@lru_cache(maxsize=8)
+def pairs_of(kind: Benchmark, ranks: int) -> tuple[int, int]:
+    """How many requests may be sent, and served, by all ranks at once with a window of 1."""
+    roles = [kind.role(rank, ranks) for rank in range(ranks)]
+    return sum(len(role.targets) for role in roles), sum(len(role.sources) for role in roles)
 
 
 def role_of(kind: Benchmark, channel: Channel | type[Channel], rank: int, ranks: int) -> Role:
@@ -276,6 +314,12 @@ def uses_native(case: Case, channel: Channel) -> bool:
             f"--loop native: channel {channel.name} has no native engine; allowed: auto, python"
         )
     return has_engine
+
+
+def slots_for(use: str, sizes: tuple[int, ...], different: int, slots: int) -> Sequence[Message]:
+    """So many slots, of which ``different`` have memory of their own; a rank that needs none has
+    no memory for them."""
+    return buffers(use, sizes, different) * (slots // different) if slots else ()
 
 
 @lru_cache(maxsize=8)

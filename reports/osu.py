@@ -11,8 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from commbench.errors import UsageError
 from commbench.record import Record
-from commbench.reports.stats import is_rate, messages_per_s, percentile_ns, rate_reached
+from commbench.reports.stats import (
+    is_exchange,
+    is_rate,
+    messages_per_s,
+    percentile_ns,
+    rate_reached,
+)
 from commbench.reports.tables import block_of
 from commbench.results import ResultFile
 
@@ -26,7 +33,16 @@ _SIZE_WIDTH, _WIDTH = 10, 18
 
 
 def osu(files: Sequence[ResultFile], percentiles: Sequence[float]) -> str:
-    """Percentile columns only for those in ``percentiles``, as OSU prints none without ``-z``."""
+    """Percentile columns only for those in ``percentiles``, as OSU prints none without ``-z``.
+
+    Raises UsageError for ps and alltoall: OSU has no such benchmark, and its osu_alltoall is the
+    collective operation.
+    """
+    for record in (record for file in files for record in file.cases if is_exchange(record)):
+        raise UsageError(
+            f"--format osu: {record['case']['benchmark']} has no counterpart among OSU's "
+            f"benchmarks; allowed for it: table, csv, json, markdown"
+        )
     lines: list[str] = []
     for file in files:
         block: tuple[str, ...] | None = None

@@ -47,6 +47,11 @@ def is_rate(record: Record) -> bool:
     return bool(record["estimator"] == "window")
 
 
+def is_exchange(record: Record) -> bool:
+    """Whether several ranks called each other at once: there a rate stands beside the times."""
+    return bool(record["case"]["benchmark"] in ("ps", "alltoall"))
+
+
 def median_halfwidth_ns(record: Record) -> float | None:
     """The farther end of the median's 95 % interval, seen from the median."""
     median, interval = record["latency_ns"]["p50"], record["latency_ns"]["p50_ci"]

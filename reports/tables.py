@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from commbench.record import PERCENTILES, Record, percentile_name
-from commbench.reports.stats import is_rate, median_halfwidth_ns, messages_per_s, percentile_ns
+from commbench.reports.stats import (
+    is_exchange,
+    is_rate,
+    median_halfwidth_ns,
+    messages_per_s,
+    percentile_ns,
+)
 from commbench.units import format_size, format_time
 
 SAMPLE = {
@@ -45,7 +51,7 @@ def columns(record: Record, percentiles: Sequence[float]) -> list[Column]:
         Column("size", 8, lambda r: format_size(r["case"]["nbytes"])),
         *([] if is_contiguous(record) else _PAYLOAD_COLUMNS),
         Column("windows" if rate else "n", 8, lambda r: str(r["n"])),
-        *(_rate_columns(record) if rate else []),
+        *(_rate_columns(record) if rate else _CALL_COLUMNS if is_exchange(record) else []),
         *_time_columns(percentiles),
     ]
 
@@ -61,6 +67,12 @@ _IOVEC_WIDTH = 18
 _PAYLOAD_COLUMNS = [
     Column("payload", 8, lambda r: str(r["case"]["payload"]["scheme"])),
     Column("iovec", _IOVEC_WIDTH, iovec),
+]
+
+
+_CALL_COLUMNS = [
+    Column("RPC/s", 11, lambda r: _whole(r["ops_per_s"])),
+    Column("MB/s", 10, lambda r: digits(r["bytes_per_s"], 1e6)),
 ]
 
 

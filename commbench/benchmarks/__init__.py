@@ -3,6 +3,8 @@
 ``latency``: ping-pong, the server echoes (OSU's osu_latency). ``bandwidth``: windows of one-way
 messages, the last with an empty reply (osu_bw). ``bibw``: both ends do so at once (osu_bibw, with
 that reply). ``message-rate``: bandwidth between pairs of ranks i and i + n/2 (osu_mbw_mr).
+``alltoall``: every rank asks and serves every other at once, echoes (the fully connected
+architecture of TF-gRPC-Bench).
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """``windowed``: an operation is a window of messages. ``iterations``: OSU's defaults as
-    (iterations, warm-up) up to ``LARGE`` bytes and above."""
+    """``windowed``: an operation is a window of messages. ``iterations``: defaults as (iterations,
+    warm-up) up to ``LARGE`` bytes and above, OSU's where it has the benchmark; counted for each
+    target. ``many``: ranks with several peers ask at the same time, so that each block begins at
+    a barrier, its time is that of all ranks together and a sample is a whole round trip."""
 
     name: str
     role: Callable[[int, int], Role]
@@ -39,16 +43,17 @@ class Benchmark:
     handler: str
     iterations: tuple[tuple[int, int], tuple[int, int]]
     window: int
+    many: bool = False
 
     def counts(self, nbytes: int) -> tuple[int, int]:
-        """(iterations, warm-up) that OSU takes for a message of this size."""
+        """(iterations, warm-up) for a message of this size."""
         return self.iterations[nbytes > LARGE]
 
     def estimator(self, rtt: bool) -> str:
         """What one sample is: half a round trip, a round trip, or a window."""
         if self.windowed:
             return "window"
-        return "rtt" if rtt else "rtt/2"
+        return "rtt" if rtt or self.many else "rtt/2"
 
 
 def first_pair(rank: int, size: int) -> Role:
@@ -69,8 +74,15 @@ def pairs(rank: int, size: int) -> Role:
     return Role(sources=(rank - half,)) if rank < 2 * half else Role()
 
 
+def everyone(rank: int, size: int) -> Role:
+    """Every rank asks every other, the next one first, so that nobody is asked by all at first."""
+    others = tuple((rank + step) % size for step in range(1, size))
+    return Role(others, others)
+
+
 _PING = ((10_000, 100), (1_000, 10))
 _FLOOD = ((100, 10), (20, 2))
+_MANY = ((1_000, 100), (100, 10))
 
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
     {
@@ -80,6 +92,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             Benchmark("bandwidth", first_pair, True, "sink", _FLOOD, 64),
             Benchmark("bibw", both, True, "sink", _FLOOD, 64),
             Benchmark("message-rate", pairs, True, "sink", _FLOOD, 64),
+            Benchmark("alltoall", everyone, False, "echo", _MANY, 1, many=True),
         )
     }
 )
