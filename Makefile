@@ -7,10 +7,13 @@
 SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/* native/grpc/*)
+LIBRARIES := $(VENV)/libraries
 
 .PHONY: all demo test lint system-packages native-strict sanitize package clean
 .DELETE_ON_ERROR:
+# `test` installs system packages first, and what is built depends on them.
+.NOTPARALLEL:
 
 all: $(VENV)/dev.stamp
 
@@ -18,12 +21,19 @@ $(BIN)/python:
 	"$$(scripts/find-python)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
+# Changes only when an optional library comes, goes or changes: then the native code is built anew.
+$(LIBRARIES): $(BIN)/python FORCE
+	@pkg-config --modversion grpc++ protobuf > $@.new 2>/dev/null || echo none > $@.new
+	@command -v protoc >> $@.new || true
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+FORCE:
+
 # The extras of each job: the demo needs less than the tests.
-$(VENV)/all.stamp: $(BIN)/python $(SOURCES)
+$(VENV)/all.stamp: $(BIN)/python $(SOURCES) $(LIBRARIES)
 	$(BIN)/python -m pip install --quiet --editable '.[all]'
 	touch $@
 
-$(VENV)/dev.stamp: $(BIN)/python $(SOURCES)
+$(VENV)/dev.stamp: $(BIN)/python $(SOURCES) $(LIBRARIES)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/all.stamp
 

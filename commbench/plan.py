@@ -130,6 +130,9 @@ class Settings:
         for name, mode in product(self.channels, self.modes):
             kinds[name].check_mode(mode)
             check_ranks(kinds[name], ranks)
+            for _, specs in self.payloads():
+                for spec in specs:
+                    kinds[name].check_payload(spec.sizes, mode == "serialized")
         return [
             [self._case(benchmark(kind), name, mode, spec, ranks, options[name]) for spec in specs]
             for name, kind, (_, specs), mode in product(

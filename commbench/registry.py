@@ -28,6 +28,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "ipoib": "commbench.channels.tcp:IpoibChannel",
         "mpi": "commbench.channels.mpi:MpiChannel",
         "grpc": "commbench.channels.grpc:GrpcChannel",
+        "grpc-core": "commbench.channels.grpc_core:GrpcCoreChannel",
         "loopback": "commbench.channels.loopback:LoopbackChannel",
     }
 )

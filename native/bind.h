@@ -8,24 +8,12 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "capsule.h"
 #include "engines.h"
 
 namespace nb = nanobind;
 
 void bind_tcp(nb::module_ &m);
 void bind_mpi(nb::module_ &m);
-
-// The capsule of an engine. `owner` (the Python object that holds it) stays alive with the capsule.
-inline nb::object engine_capsule(cb_engine *engine, nb::handle owner) {
-    PyObject *capsule = PyCapsule_New(engine, COMMBENCH_CAPSULE, [](PyObject *self) {
-        Py_XDECREF(static_cast<PyObject *>(PyCapsule_GetContext(self)));
-    });
-    if (!capsule) throw nb::python_error();
-    if (owner.ptr()) {
-        owner.inc_ref();
-        PyCapsule_SetContext(capsule, owner.ptr());
-    }
-    return nb::steal(capsule);
-}
 
 #endif

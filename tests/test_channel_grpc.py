@@ -20,11 +20,18 @@ grpc = pytest.importorskip("grpc", reason='grpcio is missing: pip install "commb
 pytest.importorskip("google.protobuf", reason='protobuf is missing: pip install "commbench[grpc]"')
 
 from commbench.channels.base import Answer, Capability, Exchange, Incoming  # noqa: E402
-from commbench.channels.grpc import ARGUMENTS, GrpcChannel  # noqa: E402
+from commbench.channels.grpc import GrpcChannel  # noqa: E402
 from commbench.channels.grpc_messages import (  # noqa: E402
     ProtobufCodec,
     RawCodec,
     credential_of,
+)
+from commbench.channels.grpc_options import (  # noqa: E402
+    ARGUMENTS,
+    LARGEST,
+    channel_arguments,
+    check_path,
+    host_of,
 )
 from commbench.errors import (  # noqa: E402
     ChannelUnavailable,
@@ -36,6 +43,7 @@ from commbench.errors import (  # noqa: E402
 from commbench.harness.stop import StopFlag  # noqa: E402
 from commbench.harness.world import World  # noqa: E402
 from commbench.payloads.buffers import EMPTY, Message, allocate  # noqa: E402
+from commbench.registry import load  # noqa: E402
 from commbench.testing import ChannelContract  # noqa: E402
 
 TOKEN = "5e" * 16
@@ -82,7 +90,9 @@ class Meeting:
     def allgather(self, value: Any, timeout_s: float = 60.0) -> list[Any]:
         self._values[self.rank] = value
         self._barrier.wait(10.0)
-        return list(self._values)
+        values = list(self._values)
+        self._barrier.wait(10.0)  # nobody writes again before all have read
+        return values
 
 
 class Pair:
@@ -104,7 +114,7 @@ class Pair:
                 for meeting in meetings
             ]
         self.asker, self.server = (each.result() for each in opened)
-        self.address = str(values[1])
+        self.address = str(self.server.describe()["address"])
 
     def prepare(self, sizes: tuple[int, ...], window: int = 1) -> Message:
         """Both ends; returns the request, filled."""
@@ -463,10 +473,8 @@ def test_killed_peer_is_lost(rpc: str, request: pytest.FixtureRequest) -> None:
 
 
 def test_options_reach_grpc_and_the_record() -> None:
-    from commbench.channels.grpc import _arguments
-
     options = GrpcChannel.check_options({"max_frame_size": "4194304", "bdp_probe": "0"})
-    arguments = dict(_arguments(options))
+    arguments = dict(channel_arguments("grpc", options))
     assert arguments["grpc.http2.max_frame_size"] == 4194304
     assert arguments["grpc.http2.bdp_probe"] == 0
     assert arguments["grpc.max_receive_message_length"] == -1
@@ -492,6 +500,58 @@ def test_wrong_option(key: str, value: str, says: str) -> None:
             Meeting(0, [None], threading.Barrier(1)),  # type: ignore[arg-type]
             GrpcChannel.check_options({key: value}),
         )
+
+
+# ---------------------------------------------------------------------- limits and the path
+
+
+@pytest.mark.parametrize(
+    ("sizes", "serialized", "fits"),
+    [
+        ((LARGEST,), False, True),
+        ((LARGEST, 1), False, False),
+        ((LARGEST,), True, False),
+        ((LARGEST - 12, 0), True, True),
+    ],
+)
+@pytest.mark.parametrize("channel", ["grpc", "grpc-core"])
+def test_two_gib_is_the_limit(
+    channel: str, sizes: tuple[int, ...], serialized: bool, fits: bool
+) -> None:
+    kind = load(channel)
+    if fits:
+        kind.check_payload(sizes, serialized)
+        return
+    with pytest.raises(UsageError, match=rf"{sum(sizes)} bytes; allowed for .*{channel}.*2 GiB"):
+        kind.check_payload(sizes, serialized)
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"),
+    [
+        ("ipv4:10.0.0.1:5", "10.0.0.1"),
+        ("ipv6:%5Bfe80::1%5D:5", "fe80::1"),
+        ("ipv6:[::ffff:10.0.0.1]:5", "10.0.0.1"),
+        ("10.0.0.1:5", "10.0.0.1"),
+        ("[fe80::1]:5", "fe80::1"),
+    ],
+)
+def test_host_of_a_peer(peer: str, host: str) -> None:
+    assert host_of(peer) == host
+
+
+def test_calls_by_another_way_are_refused() -> None:
+    addresses = ["10.0.0.1:5", "10.0.0.2:6"]
+    check_path("grpc", [(1, "ipv4:10.0.0.2:40000")], addresses)
+    with pytest.raises(ChannelUnavailable, match=r"rank 1 listens on 10\.0\.0\.2 .*10\.9\.9"):
+        check_path("grpc", [(1, "ipv4:10.9.9.9:40000")], addresses)
+
+
+def test_no_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # where nobody listens
+    monkeypatch.delenv("no_proxy", raising=False)
+    pair = Pair()
+    pair.close()
 
 
 def test_address_that_is_not_here() -> None:

@@ -125,6 +125,10 @@ class Channel(ABC):
         """None if usable on this machine, else one line: what is missing and what brings it."""
         return None
 
+    @classmethod  # noqa: B027 - most have no limit
+    def check_payload(cls, sizes: Sequence[int], serialized: bool) -> None:
+        """Raises UsageError, naming the limit, when a message of these buffers cannot be sent."""
+
     @classmethod
     @abstractmethod
     def open(cls, world: World, rendezvous: Rendezvous, options: Mapping[str, str]) -> Self:

@@ -7,7 +7,6 @@ look at the stop flag through a thread that wakes 20 times a second.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -26,8 +25,21 @@ from commbench.channels.base import (
     Incoming,
     Option,
 )
-from commbench.channels.grpc_messages import Arguments, Posted, codec_named, credential_of
-from commbench.errors import CommbenchError, Interrupted, TransferError, UsageError
+from commbench.channels.grpc_messages import Posted, codec_named, credential_of
+from commbench.channels.grpc_options import (
+    ARGUMENT_OPTIONS,
+    MODE,
+    Arguments,
+    channel_arguments,
+    check_all_came,
+    check_path,
+    check_size,
+    own_address,
+    place,
+    quiet,
+    whole,
+)
+from commbench.errors import CommbenchError, Interrupted, TransferError
 from commbench.payloads.buffers import Message
 
 if TYPE_CHECKING:
@@ -41,25 +53,6 @@ _CONNECT_S = 10.0
 _WATCH_S = 0.05
 _NEVER = float("inf")
 
-# -o name -> gRPC's channel argument and what it does; "" leaves gRPC's own default
-ARGUMENTS: Mapping[str, tuple[str, str]] = {
-    "bdp_probe": ("grpc.http2.bdp_probe", "1: size windows by probing the bandwidth (default)"),
-    "lookahead_bytes": ("grpc.http2.lookahead_bytes", "stream window in bytes, bdp_probe=0"),
-    "max_frame_size": ("grpc.http2.max_frame_size", "HTTP/2 frame: 16384 to 16777215 bytes"),
-    "minimal_stack": ("grpc.minimal_stack", "1: leave optional filters out"),
-    "optimization_target": ("grpc.optimization_target", "latency, blend or throughput"),
-    "tcp_read_chunk_size": ("grpc.experimental.tcp_read_chunk_size", "bytes"),
-    "tcp_receive_buffer_size": ("grpc.tcp_receive_buffer_size", "SO_RCVBUF in bytes"),
-    "tcp_zerocopy": ("grpc.experimental.tcp_tx_zerocopy_enabled", "1: MSG_ZEROCOPY"),
-    "write_buffer_size": ("grpc.http2.write_buffer_size", "bytes per write"),
-}
-_CHOICES = {
-    "bdp_probe": ("", "0", "1"),
-    "minimal_stack": ("", "0", "1"),
-    "optimization_target": ("", "latency", "blend", "throughput"),
-    "tcp_zerocopy": ("", "0", "1"),
-}
-
 
 class GrpcChannel(Channel):
     name = "grpc"
@@ -68,12 +61,10 @@ class GrpcChannel(Channel):
         Capability.REQUEST | Capability.UNORDERED | Capability.WINDOW | Capability.SERIALIZED
     )
     options: ClassVar[Mapping[str, Option]] = {
-        "mode": Option(
-            "non-serialized", "raw bytes, or protobuf", ("non-serialized", "serialized")
-        ),
+        "mode": MODE,
         "rpc": Option("unary", "a call for each message, or one stream", ("unary", "stream")),
         "workers": Option("1024", "most server threads; they are started as needed"),
-        **{name: Option("", text, _CHOICES.get(name, ())) for name, (_, text) in ARGUMENTS.items()},
+        **ARGUMENT_OPTIONS,
     }
 
     _desk: Desk  # of the case
@@ -103,10 +94,9 @@ class GrpcChannel(Channel):
 
     @classmethod
     def open(cls, world: World, rendezvous: Rendezvous, options: Mapping[str, str]) -> Self:
-        arguments = _arguments(options)
-        workers = _whole("workers", options["workers"], 1)
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+        arguments = channel_arguments(cls.name, options)
+        workers = whole(cls.name, "workers", options["workers"], 1)
+        quiet()
         channel = cls(options, world.hosts, rendezvous.stop)
         try:
             channel._listen(world, rendezvous, arguments, workers)
@@ -120,10 +110,9 @@ class GrpcChannel(Channel):
         self, world: World, rendezvous: Rendezvous, arguments: Arguments, workers: int
     ) -> None:
         from commbench.channels.grpc_server import Listener
-        from commbench.harness.interfaces import resolve
 
         self._listener = Listener(
-            resolve(world.interface) if world.interface else rendezvous.local_address,
+            own_address(world, rendezvous),
             arguments,
             workers,
             self._codec,
@@ -137,7 +126,8 @@ class GrpcChannel(Channel):
 
         kind = StreamPeer if self._options["rpc"] == "stream" else UnaryPeer
         credential = credential_of(rendezvous.token, world.rank)
-        for rank, address in enumerate(rendezvous.allgather(self._address)):
+        addresses = rendezvous.allgather(self._address)
+        for rank, address in enumerate(addresses):
             if rank == world.rank:
                 continue
             peer = kind(str(address), arguments, self._codec, credential, self._hand_over)
@@ -146,6 +136,14 @@ class GrpcChannel(Channel):
                 peer.connect(_CONNECT_S)
             except Exception as error:
                 raise self._failed(error, rank) from None
+        rendezvous.allgather(True)  # all have called
+        came = self._listener.came if self._listener else []
+        check_all_came(self.name, [rank for rank, _ in came], self._peers, 1)
+        check_path(self.name, came, addresses)
+
+    @classmethod
+    def check_payload(cls, sizes: Sequence[int], serialized: bool) -> None:
+        check_size(cls.name, sizes, serialized)
 
     def prepare(self, exchange: Exchange) -> None:
         from commbench.channels.grpc_server import Desk
@@ -301,8 +299,8 @@ class GrpcChannel(Channel):
         set_ones = {key: value for key, value in self._options.items() if value}
         return {
             **set_ones,
+            **place(self._address),
             "transport": "grpcio",
-            "address": self._address,
             "compression": "none",
             "grpcio": version("grpcio"),
             "protobuf": version("protobuf"),
@@ -316,24 +314,3 @@ class GrpcChannel(Channel):
         if self._stop.is_set:
             return Interrupted("the run was stopped")
         return transfer_error(error, peer, self._hosts[peer])
-
-
-def _arguments(options: Mapping[str, str]) -> Arguments:
-    """gRPC's channel arguments. Raises UsageError for what is no number."""
-    arguments: list[tuple[str, str | int]] = [
-        ("grpc.max_receive_message_length", -1),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
-    for name, (key, _) in ARGUMENTS.items():
-        value = options[name]
-        if value:
-            text = name == "optimization_target"
-            arguments.append((key, value if text else _whole(name, value, 0)))
-    return arguments
-
-
-def _whole(name: str, value: str, least: int) -> int:
-    if not value.isdecimal() or not least <= int(value) < 1 << 31:
-        raise UsageError(f"-o {name}={value}: allowed for channel grpc: a number from {least}")
-    return int(value)

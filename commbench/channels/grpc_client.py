@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import grpc
 
-from commbench.channels.grpc_messages import Arguments, Codec, Posted, Result, Wire
+from commbench.channels.grpc_messages import Codec, Posted, Result, Wire
+from commbench.channels.grpc_options import Arguments
 from commbench.errors import CommbenchError, PeerLost, TransferError
 
 ASK, SEND, HELLO = "/commbench/Ask", "/commbench/Send", "/commbench/Hello"

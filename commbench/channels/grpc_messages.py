@@ -18,7 +18,6 @@ from commbench.payloads.buffers import Message, scatter
 Wire = Any  # what grpcio takes and gives: bytes, or a protobuf message
 Serializer = Callable[[Wire], bytes] | None
 Deserializer = Callable[[bytes], Wire] | None
-Arguments = Sequence[tuple[str, str | int]]  # of a gRPC channel or server
 USER_AGENT = "user-agent"  # the metadata key that carries credential_of()
 
 

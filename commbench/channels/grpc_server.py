@@ -18,7 +18,8 @@ import grpc
 
 from commbench.channels.base import Answer, Exchange, Handler, Incoming
 from commbench.channels.grpc_client import ASK, HELLO, POST_DEADLINE_S, SEND
-from commbench.channels.grpc_messages import USER_AGENT, Arguments, Codec, Wire
+from commbench.channels.grpc_messages import USER_AGENT, Codec, Wire
+from commbench.channels.grpc_options import Arguments
 from commbench.errors import ChannelUnavailable, TransferError
 from commbench.payloads.buffers import Message
 
@@ -199,6 +200,7 @@ class Listener:
         stream: bool,
     ) -> None:
         self.desk: Desk | None = None
+        self.came: list[tuple[int, str]] = []  # (rank, its address) of each connection
         self._empty = codec.empty
         self._threads = futures.ThreadPoolExecutor(workers, thread_name_prefix="grpc-server")
         self._server = grpc.server(
@@ -232,8 +234,14 @@ class Listener:
 
         return behaviour
 
-    def hello(self, request: Wire, context: grpc.ServicerContext) -> Wire:
-        return self._empty
+    def hello(self, peer: int) -> Callable[[Wire, grpc.ServicerContext], Wire]:
+        """The behaviour of the first call of a connection."""
+
+        def behaviour(request: Wire, context: grpc.ServicerContext) -> Wire:
+            self.came.append((peer, context.peer()))
+            return self._empty
+
+        return behaviour
 
     def stream(
         self, peer: int, wants_reply: bool
@@ -312,7 +320,7 @@ class _Gate(grpc.GenericRpcHandler):
 
 def _methods(listener: Listener, codec: Codec, rank: int, stream: bool) -> Methods:
     coding = (codec.deserialize, codec.serialize)
-    methods = {HELLO: grpc.unary_unary_rpc_method_handler(listener.hello, *coding)}
+    methods = {HELLO: grpc.unary_unary_rpc_method_handler(listener.hello(rank), *coding)}
     for method, wants_reply in ((ASK, True), (SEND, False)):
         methods[method] = (
             grpc.stream_stream_rpc_method_handler(listener.stream(rank, wants_reply), *coding)
