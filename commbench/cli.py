@@ -50,6 +50,8 @@ _SETTINGS = (
     ("duration", "-D", "TIME", "Run each case this long instead, e.g. 10s."),
     ("warmup-time", None, "TIME", "With -D: warm up so long before; not counted in -D.  [0]"),
     ("window", "-W", "N", "Messages of a bandwidth window.  [64]"),
+    ("ps", None, "N", "ps: parameter servers, the first ranks.  [1]"),
+    ("workers", None, "N", "ps: workers, the ranks after them.  [all others]"),
     ("loop", None, "LOOP", "auto, native or python.  [auto]"),
     ("timeout", None, "TIME", "Longest wait without progress.  [60s]"),
 )
@@ -103,9 +105,7 @@ def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     "-n",
     "--ranks",
     type=int,
-    default=2,
-    show_default=True,
-    help="Local ranks, when no launcher gives them.",
+    help="Local ranks, when no launcher gives them.  [2; ps: servers + workers]",
 )
 @click.option(
     "--repeat", type=int, default=1, show_default=True, help="Launches of the whole plan."
@@ -152,8 +152,8 @@ def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 def run(what: tuple[str, ...], **flags: Any) -> None:
     """Run benchmarks, e.g. 'commbench run latency,bandwidth -C tcp,mpi -m 1:64K'.
 
-    Benchmarks: latency, bandwidth, bibw, message-rate, alltoall. Without mpirun or srun it starts
-    its own two local ranks.
+    Benchmarks: latency, bandwidth, bibw, message-rate, alltoall, ps. Without mpirun or srun it
+    starts its own local ranks.
     """
     started_ns = flags["started_ns"] or time.monotonic_ns()
     _check_flags(flags)
@@ -167,6 +167,13 @@ def run(what: tuple[str, ...], **flags: Any) -> None:
             f"another launcher and with --peer, run the command again, each time to a new --output"
         )
     plan = _plan(what, flags)
+    flags["ranks"] = flags["ranks"] or plan.ranks()
+    _check_most(flags, "ranks", MAX_RANKS)
+    if flags["save_samples"] and plan.has("ps"):
+        raise UsageError(
+            "--save-samples: keeps the stamps of rank 0, which is a server in ps and has none; "
+            "allowed without ps"
+        )
     if not flags["started_ns"] and (world is None or world.rank == 0):  # not by our own launcher
         for line in plan.left_out():
             _warn(f"-C all: left out: {line}")
@@ -181,9 +188,9 @@ def run(what: tuple[str, ...], **flags: Any) -> None:
 
 
 def _check_flags(flags: dict[str, Any]) -> None:
-    for name, most in (("ranks", MAX_RANKS), ("repeat", MAX_REPEAT)):
-        if not 1 <= flags[name] <= most:
-            raise UsageError(f"--{name} {flags[name]}: allowed: 1 to {most}")
+    if flags["ranks"] is not None:
+        _check_most(flags, "ranks", MAX_RANKS)
+    _check_most(flags, "repeat", MAX_REPEAT)
     if flags["in_order"] and flags["shuffle"]:
         raise UsageError(f"--shuffle {flags['shuffle']}: allowed without --in-order")
     if flags["save_samples"] and not flags["output"]:
@@ -192,6 +199,11 @@ def _check_flags(flags: dict[str, Any]) -> None:
         from commbench.record import parse_percentiles
 
         parse_percentiles(flags["percentiles"])
+
+
+def _check_most(flags: dict[str, Any], name: str, most: int) -> None:
+    if not 1 <= flags[name] <= most:
+        raise UsageError(f"--{name} {flags[name]}: allowed: 1 to {most}")
 
 
 def _plan(what: tuple[str, ...], flags: dict[str, Any]) -> Plan:

@@ -32,5 +32,13 @@ def _row(case: Case) -> dict[str, object]:
         "window": case.window,
         "iterations": f"{case.duration_s:g} s" if timed else case.iterations,
         "warm-up": f"{case.warmup_s:g} s" if timed else case.warmup,
-        "options": " ".join(f"{key}={value}" for key, value in sorted(case.options.items())),
+        "options": " ".join(f"{key}={value}" for key, value in _options(case).items()),
     }
+
+
+def _options(case: Case) -> dict[str, object]:
+    """Those of a parameter server, then those of the channel."""
+    ps = {} if case.ps is None else case.ps.to_json()
+    return {key: value for key, value in ps.items() if value is not None} | dict(
+        sorted(case.options.items())
+    )

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from commbench.benchmarks import PsSettings
 from commbench.errors import UsageError
 from commbench.payloads.schemes import SchemeOptions, parse_categories, parse_ratio
 from commbench.plan import ORDERS, Plan, Settings
@@ -95,6 +96,8 @@ SETTINGS: Mapping[str, Setting] = {
     "window": Setting("window", parse_count, "-W/--window"),
     "validate": Setting("validate", _switch, "-c/--validate"),
     "rtt": Setting("rtt", _switch, "--rtt"),
+    "ps": Setting("ps.servers", parse_count, "--ps"),
+    "workers": Setting("ps.workers", parse_count, "--workers"),
     "loop": Setting("loop", _text, "--loop"),
     "timeout": Setting("timeout_s", parse_duration, "--timeout"),
     "option": Setting("options", _options, "-o/--option"),
@@ -103,17 +106,16 @@ SETTINGS: Mapping[str, Setting] = {
 
 def settings(given: Mapping[str, str]) -> Settings:
     """Settings from long flag names and their texts. Raises UsageError."""
-    values: dict[str, Any] = {}
-    scheme: dict[str, Any] = {}
+    values: dict[str, dict[str, Any]] = {"": {}, "scheme": {}, "ps": {}}
     for name, text in given.items():
         setting = SETTINGS[name]
-        value = setting.parse(text, setting.flag)
-        target, _, inner = setting.field.partition(".")
-        if inner:
-            scheme[inner] = value
-        else:
-            values[target] = value
-    made = Settings(**values, scheme_options=SchemeOptions(**scheme))
+        group, _, field = setting.field.rpartition(".")
+        values[group][field] = setting.parse(text, setting.flag)
+    made = Settings(
+        **values[""],
+        scheme_options=SchemeOptions(**values["scheme"]),
+        ps=PsSettings(**values["ps"]),
+    )
     return _all(made) if made.channels == (ALL,) else made
 
 
@@ -131,7 +133,12 @@ def make_plan(
     if order not in ORDERS:
         raise UsageError(f"--shuffle {order}: allowed: {', '.join(ORDERS)}")
     sections = read_job(job) if job else [{}]
-    return Plan(tuple(settings({**each, **given}) for each in sections), order, order_seed)
+    plan = Plan(tuple(settings({**each, **given}) for each in sections), order, order_seed)
+    for name in given:
+        setting = SETTINGS[name]
+        if setting.field.startswith("ps.") and not plan.has("ps"):
+            raise UsageError(f"{setting.flag} {given[name]}: goes with the benchmark ps")
+    return plan
 
 
 def read_job(path: Path) -> list[dict[str, str]]:

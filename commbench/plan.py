@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, Self
 
-from commbench.benchmarks import BENCHMARKS, Benchmark, benchmark
+from commbench.benchmarks import BENCHMARKS, Benchmark, PsSettings, PsSpec, benchmark
 from commbench.errors import UsageError
 from commbench.payloads.schemes import SchemeOptions, contiguous, make_spec
 from commbench.payloads.spec import PayloadSpec
@@ -45,6 +45,7 @@ class Case:
     rtt: bool = False
     timeout_s: float = 60.0
     order: int = 0
+    ps: PsSpec | None = None  # of the benchmark ps
 
     @property
     def nbytes(self) -> int:
@@ -58,6 +59,7 @@ class Case:
             **{name: getattr(self, name) for name in names},
             "payload": payload,
             "options": dict(self.options),
+            **({} if self.ps is None else {"ps": self.ps.to_json()}),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +69,8 @@ class Case:
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         payload = record["payload"]
         spec = PayloadSpec(payload["scheme"], tuple(payload["sizes"]), payload["seed"])
-        return cls(**{**record, "payload": spec})
+        ps = record["ps"] and PsSpec.from_json(record["ps"])
+        return cls(**{**record, "payload": spec, "ps": ps})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class Settings:
     timeout_s: float = 60.0
     options: tuple[tuple[str | None, str, str], ...] = ()
     left_out: tuple[str, ...] = ()  # what -C all could not take, and why
+    ps: PsSettings = field(default_factory=PsSettings)
 
     def __post_init__(self) -> None:
         for name in self.benchmarks:
@@ -133,8 +137,12 @@ class Settings:
             for _, specs in self.payloads():
                 for spec in specs:
                     kinds[name].check_payload(spec.sizes, mode == "serialized")
+        who = {name: (ranks, self._ps(kind, ranks)) for name, kind in kinds.items()}
         return [
-            [self._case(benchmark(kind), name, mode, spec, ranks, options[name]) for spec in specs]
+            [
+                self._case(benchmark(kind), name, mode, spec, who[name], options[name])
+                for spec in specs
+            ]
             for name, kind, (_, specs), mode in product(
                 self.channels, self.benchmarks, self.payloads(), self.modes
             )
@@ -146,7 +154,7 @@ class Settings:
         channel: str,
         mode: str,
         spec: PayloadSpec,
-        ranks: int,
+        who: tuple[int, PsSpec | None],
         options: Mapping[str, str],
     ) -> Case:
         iterations, warmup = kind.counts(spec.nbytes)
@@ -155,7 +163,7 @@ class Settings:
             channel=channel,
             mode=mode,
             payload=spec,
-            ranks=ranks,
+            ranks=who[0],
             window=(self.window or kind.window) if kind.windowed else kind.window,
             options=options,
             iterations=self.iterations or iterations,
@@ -166,7 +174,12 @@ class Settings:
             loop=self.loop,
             rtt=self.rtt,
             timeout_s=self.timeout_s,
+            ps=who[1] if kind.roles is None else None,
         )
+
+    def _ps(self, kind: type[Channel], ranks: int) -> PsSpec | None:
+        asked = any(benchmark(name).roles is None for name in self.benchmarks)
+        return self.ps.spec(ranks, kind.ranks_inside) if asked else None
 
     def _options(self, kinds: Mapping[str, type[Channel]]) -> dict[str, dict[str, str]]:
         """The options of each channel that differ from its defaults; all are checked."""
@@ -210,6 +223,14 @@ class Plan:
     def channels(self) -> list[str]:
         """Names of all channels, each once."""
         return list(dict.fromkeys(name for each in self.sections for name in each.channels))
+
+    def has(self, name: str) -> bool:
+        """Whether a section runs this benchmark."""
+        return any(name in each.benchmarks for each in self.sections)
+
+    def ranks(self) -> int:
+        """How many local ranks it needs, where nobody says how many."""
+        return max(each.ps.ranks if "ps" in each.benchmarks else 2 for each in self.sections)
 
     def left_out(self) -> list[str]:
         """What ``-C all`` could not take, and why, each once."""

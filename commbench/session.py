@@ -260,7 +260,7 @@ def resting(blocks: Sequence[Sequence[Case]]) -> list[str]:
     lines = {}
     for case in (block[0] for block in blocks):
         role = benchmark(case.benchmark).role
-        idle = [rank for rank in range(case.ranks) if not role(rank, case.ranks).peers]
+        idle = [rank for rank in range(case.ranks) if not role(rank, case.ranks, case.ps).peers]
         if idle:
             ranks = format_cpus(frozenset(idle))
             lines[case.benchmark] = f"{case.benchmark}: of {case.ranks} ranks {ranks} take no part"

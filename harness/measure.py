@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from commbench import _native
-from commbench.benchmarks import Benchmark, Role, benchmark
+from commbench.benchmarks import Benchmark, PsSpec, Role, benchmark
 from commbench.channels.base import Capability, Channel, Exchange
 from commbench.errors import UsageError
 from commbench.harness.loops import Block, Loop, NativeLoop, Outcome, PythonLoop, Stamps
@@ -59,6 +59,8 @@ class Share:
     messages: int = 0
     validated: int = 0
     blocks: int = 0
+    issuing_ns: int = 0  # with many askers: while all of them were issuing
+    issued: int = 0  # operations of this rank that started and ended in that time
 
 
 class CaseRun:
@@ -78,8 +80,8 @@ class CaseRun:
         self.rendezvous = rendezvous
         self.rank = rank
         self.kind: Benchmark = benchmark(case.benchmark)
-        self.role = role_of(self.kind, channel, rank, case.ranks)
-        roles = (role_of(self.kind, channel, each, case.ranks) for each in range(case.ranks))
+        self.role = role_of(case, channel, rank)
+        roles = (role_of(case, channel, each) for each in range(case.ranks))
         self.fan = max(len(role.targets) for role in roles)
         self.native = uses_native(case, channel)
         self.one_way = Capability.ONE_WAY in channel.capabilities
@@ -181,8 +183,8 @@ class CaseRun:
         )
 
     def loop_kind(self) -> str:
-        if self.role.targets and self.role.sources:
-            return "ask-and-serve"
+        if len(self.role.targets) > 1 or (self.role.targets and self.role.sources):
+            return "ask-and-serve"  # all targets at once
         if not self.role.targets:
             return "serve"
         return "windowed" if self.kind.windowed else "closed"
@@ -250,16 +252,17 @@ class CaseRun:
         self.share.summed_ns += int((end - start).sum())
         if skip < count:
             warm = skip * len(self.role.targets)
-            self.keep(start[warm:], end[warm:], origin)
+            if self.kind.many:
+                self.together(start, end, warm, origin)
+            self.keep(start[warm:], end[warm:])
         return elapsed_ns(start, end)
 
-    def keep(self, start: Int64Array, end: Int64Array, origin: int) -> None:
-        """Fold a block into the histogram; with many askers collective."""
-        self.share.elapsed_ns += (
-            self.together(start, end, origin) if self.kind.many else elapsed_ns(start, end)
-        )
+    def keep(self, start: Int64Array, end: Int64Array) -> None:
+        """Fold a block into the histogram."""
         if not len(start):
             return
+        if not self.kind.many:
+            self.share.elapsed_ns += elapsed_ns(start, end)
         spent = end - start
         halve = self.kind.estimator(self.case.rtt) == "rtt/2"
         self.share.histogram.add(halved(spent) if halve else spent)
@@ -268,10 +271,15 @@ class CaseRun:
         if self.save is not None:
             self.save(start, end)
 
-    def together(self, start: Int64Array, end: Int64Array, origin: int) -> int:
-        """Collective: ns from the first start of all askers to the last end."""
-        mine = (int(start.min()), int(end.max())) if len(start) else None
-        return gather_span(self.rendezvous, origin, mine, PATIENCE_S).elapsed_ns
+    def together(self, start: Int64Array, end: Int64Array, warm: int, origin: int) -> None:
+        """Collective: the time of all askers, and the calls in the part of it in which all of them
+        were issuing; the first ``warm`` stamps are warm-up."""
+        mine = (int(start[warm:].min()), int(end.max())) if len(start) else None
+        span = gather_span(self.rendezvous, origin, mine, PATIENCE_S)
+        self.share.elapsed_ns += span.elapsed_ns
+        self.share.issuing_ns += span.issuing_ns
+        inside = (start >= span.all_from) & (end <= span.all_until)
+        self.share.issued += int(inside.sum())
 
 
 def elapsed_ns(start: Int64Array, end: Int64Array) -> int:
@@ -285,23 +293,23 @@ def memory_nbytes(case: Case) -> int:
     page = mmap.PAGESIZE
     message = sum(max(page, -(-size // page) * page) for size in case.payload.sizes)
     kind = benchmark(case.benchmark)
-    asking, serving = pairs_of(kind, case.ranks)
+    asking, serving = pairs_of(kind, case.ranks, case.ps)
     messages = asking * (1 if kind.handler == "sink" else 2) + serving
     return messages * message * (case.window if case.validation == "every" else 1)
 
 
 @lru_cache(maxsize=8)
-def pairs_of(kind: Benchmark, ranks: int) -> tuple[int, int]:
+def pairs_of(kind: Benchmark, ranks: int, ps: PsSpec | None) -> tuple[int, int]:
     """How many requests may be sent, and served, by all ranks at once with a window of 1."""
-    roles = [kind.role(rank, ranks) for rank in range(ranks)]
+    roles = [kind.role(rank, ranks, ps) for rank in range(ranks)]
     return sum(len(role.targets) for role in roles), sum(len(role.sources) for role in roles)
 
 
-def role_of(kind: Benchmark, channel: Channel | type[Channel], rank: int, ranks: int) -> Role:
+def role_of(case: Case, channel: Channel | type[Channel], rank: int) -> Role:
     """A rank's part; over a channel that stays inside a rank, rank 0 asks itself."""
     if channel.ranks_inside:
         return Role((0,), (0,)) if rank == 0 else Role()
-    return kind.role(rank, ranks)
+    return benchmark(case.benchmark).role(rank, case.ranks, case.ps)
 
 
 def uses_native(case: Case, channel: Channel) -> bool:

@@ -22,7 +22,7 @@ from commbench.harness.world import World
 from commbench.histogram import Histogram, Int64Array
 from commbench.payloads.spec import PayloadSpec
 from commbench.plan import Case
-from commbench.record import Measured, Record, make_case_record
+from commbench.record import Measured, Record, make_case_record, per_second
 from commbench.registry import known, load_path
 
 CLOCK = "CLOCK_MONOTONIC"
@@ -140,6 +140,8 @@ class Runner:
             affinity=[each["affinity"] for each in shares],
             warnings=[],
         )
+        if case.ps is not None:
+            record["rpc"] = throughput(case, shares)
         record["warnings"] = warnings(record)
         return record
 
@@ -184,6 +186,19 @@ def combine(case: Case, shares: Sequence[Any]) -> Measured:
     )
 
 
+def throughput(case: Case, shares: Sequence[Any]) -> Record:
+    """Calls while every worker was issuing: all of them, and those of each worker by rank."""
+    interval_ns = max(each["issuing_ns"] for each in shares)
+    calls = [each["issued"] for each in shares if each["operations"]]
+    return {
+        "interval_ns": interval_ns,
+        "calls": sum(calls),
+        "per_s": per_second(sum(calls), interval_ns),
+        "worker_per_s": [per_second(each, interval_ns) for each in calls],
+        "bytes_per_s": per_second(sum(calls) * case.nbytes, interval_ns),
+    }
+
+
 def warnings(record: Record) -> list[str]:
     """What makes this case doubtful, and what to do."""
     found = []
@@ -193,6 +208,11 @@ def warnings(record: Record) -> list[str]:
         found.append(
             f"reading the clock costs {overhead:.0f} ns of a sample of {median:.0f} ns; "
             "take a larger message or read the rate of a whole run (bandwidth, message-rate)"
+        )
+    if "rpc" in record and not record["rpc"]["interval_ns"]:
+        found.append(
+            "the workers were never all issuing at once, so there is no RPC/s; "
+            "take more iterations (-i) or a duration (-D)"
         )
     return found
 

@@ -52,6 +52,18 @@ def is_exchange(record: Record) -> bool:
     return bool(record["case"]["benchmark"] in ("ps", "alltoall"))
 
 
+def calls_per_s(record: Record) -> float | None:
+    """Calls per second of all: of ps while every worker was issuing, else over the whole time."""
+    rate: float | None = record["rpc"]["per_s"] if "rpc" in record else record["ops_per_s"]
+    return rate
+
+
+def called_bytes_per_s(record: Record) -> float | None:
+    """The payload bytes of these calls, replies not counted, per second."""
+    rate: float | None = record.get("rpc", record)["bytes_per_s"]
+    return rate
+
+
 def median_halfwidth_ns(record: Record) -> float | None:
     """The farther end of the median's 95 % interval, seen from the median."""
     median, interval = record["latency_ns"]["p50"], record["latency_ns"]["p50_ci"]
@@ -83,6 +95,26 @@ def _merged(group: list[Record]) -> Record:
         "latency_ns": latency_ns(histogram),
         "bytes_per_s": _rate(group, "bytes_per_s"),
         "ops_per_s": _rate(group, "ops_per_s"),
+        **({"rpc": _merged_rpc([record["rpc"] for record in group])} if "rpc" in group[0] else {}),
+    }
+
+
+def _merged_rpc(group: list[Record]) -> Record:
+    """Totals over the sum of the intervals, as of one long launch."""
+    interval_ns, calls = _total(group, "interval_ns"), _total(group, "calls")
+    weights = [each["interval_ns"] / interval_ns if interval_ns else 0.0 for each in group]
+    workers = zip(*(each["worker_per_s"] for each in group), strict=True)
+
+    def mean(rates: Iterable[float | None]) -> float | None:
+        total = sum((rate or 0.0) * weight for rate, weight in zip(rates, weights, strict=True))
+        return total if interval_ns else None
+
+    return {
+        "interval_ns": interval_ns,
+        "calls": calls,
+        "per_s": per_second(calls, interval_ns),
+        "worker_per_s": [mean(rates) for rates in workers],
+        "bytes_per_s": mean(each["bytes_per_s"] for each in group),
     }
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from commbench.record import PERCENTILES, Record, percentile_name
 from commbench.reports.stats import (
+    called_bytes_per_s,
+    calls_per_s,
     is_exchange,
     is_rate,
     median_halfwidth_ns,
@@ -71,8 +73,8 @@ _PAYLOAD_COLUMNS = [
 
 
 _CALL_COLUMNS = [
-    Column("RPC/s", 11, lambda r: _whole(r["ops_per_s"])),
-    Column("MB/s", 10, lambda r: digits(r["bytes_per_s"], 1e6)),
+    Column("RPC/s", 11, lambda r: _whole(calls_per_s(r))),
+    Column("MB/s", 10, lambda r: digits(called_bytes_per_s(r), 1e6)),
 ]
 
 
@@ -141,7 +143,7 @@ def block_of(record: Record) -> tuple[str, ...]:
     """What the rows of one block have in common."""
     case = record["case"]
     common: list[Any] = [case[name] for name in ("benchmark", "channel", "mode", "ranks")]
-    common += [_payload(record), case["window"], sorted(case["options"].items())]
+    common += [_payload(record), case["window"], sorted(case["options"].items()), case.get("ps")]
     common += [record[name] for name in ("loop", "estimator", "delivery", "validation", "launch")]
     return tuple(map(str, common))
 
@@ -153,6 +155,7 @@ def title(record: Record) -> str:
     parts += [f"payload={_payload(record)}", f"loop={record['loop']}"]
     if record["delivery"] == "acked":
         parts.append("delivery=acked")
+    parts += [f"{name}={value}" for name, value in case.get("ps", {}).items() if value is not None]
     parts += [f"{name}={value}" for name, value in sorted(case["options"].items())]
     if record["launch"]:
         parts.append(f"launch={record['launch']}")

@@ -4,7 +4,7 @@
 messages, the last with an empty reply (osu_bw). ``bibw``: both ends do so at once (osu_bibw, with
 that reply). ``message-rate``: bandwidth between pairs of ranks i and i + n/2 (osu_mbw_mr).
 ``alltoall``: every rank asks and serves every other at once, echoes (the fully connected
-architecture of TF-gRPC-Bench).
+architecture of TF-gRPC-Bench). ``ps``: workers call all parameter servers (``ps.py``).
 """
 
 from __future__ import annotations
@@ -13,21 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from commbench.benchmarks.ps import PsSettings, PsSpec
+from commbench.benchmarks.role import Role
 from commbench.errors import UsageError
 
+__all__ = ["BENCHMARKS", "LARGE", "Benchmark", "PsSettings", "PsSpec", "Role", "benchmark"]
+
 LARGE = 8192  # OSU: fewer iterations for messages above this many bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """One rank's part: the ranks it asks and the ranks that ask it."""
-
-    targets: tuple[int, ...] = ()
-    sources: tuple[int, ...] = ()
-
-    @property
-    def peers(self) -> tuple[int, ...]:
-        return tuple(sorted({*self.targets, *self.sources}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +30,7 @@ class Benchmark:
     a barrier, its time is that of all ranks together and a sample is a whole round trip."""
 
     name: str
-    role: Callable[[int, int], Role]
+    roles: Callable[[int, int], Role] | None  # rank, ranks; None: by the case's PsSpec
     windowed: bool
     handler: str
     iterations: tuple[tuple[int, int], tuple[int, int]]
@@ -48,6 +40,13 @@ class Benchmark:
     def counts(self, nbytes: int) -> tuple[int, int]:
         """(iterations, warm-up) for a message of this size."""
         return self.iterations[nbytes > LARGE]
+
+    def role(self, rank: int, ranks: int, ps: PsSpec | None = None) -> Role:
+        """The part of this rank; ``ps`` is that of the case."""
+        if self.roles is not None:
+            return self.roles(rank, ranks)
+        assert ps is not None, f"a case of {self.name} has one"
+        return ps.role(rank)
 
     def estimator(self, rtt: bool) -> str:
         """What one sample is: half a round trip, a round trip, or a window."""
@@ -93,6 +92,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             Benchmark("bibw", both, True, "sink", _FLOOD, 64),
             Benchmark("message-rate", pairs, True, "sink", _FLOOD, 64),
             Benchmark("alltoall", everyone, False, "echo", _MANY, 1, many=True),
+            Benchmark("ps", None, False, "echo", _MANY, 1, many=True),
         )
     }
 )
