@@ -1,6 +1,6 @@
 """Is commbench as fast as plain C and the tools that people trust? See docs/parity.md.
 
-python benchmarks/parity.py [mpi|tcp|grpc|harness]... [--pairs N] [--openmpi] [--json FILE]
+python benchmarks/parity.py [GROUP]... [--pairs N] [--openmpi] [--json FILE]
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from commbench.errors import CommbenchError
 from commbench.harness.hardware import cpu_model
 from commbench.harness.sysfs import Tree
 
-GROUPS = ("mpi", "tcp", "grpc", "harness")
+GROUPS = ("mpi", "tcp", "grpc", "grpc-core", "harness")
 Records = Iterator[dict[str, Any]]
 
 
@@ -101,6 +101,7 @@ _PROGRAMS = {
     "cc": ("cc", "--version"),
     "sockperf": ("sockperf", "--version"),
     "iperf3": ("iperf3", "--version"),
+    "grpc++": ("pkg-config", "--modversion", "grpc++"),
     "openmpi": ("mpirun.openmpi", "--version"),
 }
 

@@ -15,6 +15,7 @@ from benchmarks.ratios.pairs import pairs
 from benchmarks.ratios.references import c_compiler, compile_all, compile_library
 from benchmarks.ratios.result import HEADER, Result
 from benchmarks.ratios.statistics import Spread, Target, close_enough, quad_ratio, verdict
+from commbench.channels.grpc_core import GrpcCoreChannel
 from commbench.channels.mpi import MpiChannel
 from commbench.errors import CommbenchError
 from commbench.registry import load
@@ -24,6 +25,9 @@ EVEN = Spread(1.0, 0.99, 1.01)
 
 needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="cc is missing: install gcc")
 needs_mpi = pytest.mark.skipif(MpiChannel.missing() is not None, reason=str(MpiChannel.missing()))
+needs_grpc_core = pytest.mark.skipif(
+    GrpcCoreChannel.missing() is not None, reason=str(GrpcCoreChannel.missing())
+)
 needs_openmpi = pytest.mark.skipif(
     not (shutil.which("mpirun.openmpi") and shutil.which("mpicc.openmpi")),
     reason="Open MPI is missing: apt install openmpi-bin libopenmpi-dev",
@@ -114,6 +118,12 @@ def measured(group: str, launcher: str, folder: Path) -> list[dict[str, Any]]:
     assert [each["name"] for each in records] == [figure.name for figure in FIGURES[group]]
     assert all(each["verdict"] in ("not shown", "-") for each in records)
     return records
+
+
+@needs_cc
+@needs_grpc_core
+def test_grpc_core_references_and_ours_in_one_launch(tmp_path: Path) -> None:
+    assert len(measured("grpc-core", "process", tmp_path)) == 5
 
 
 @needs_cc

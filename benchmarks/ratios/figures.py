@@ -12,7 +12,9 @@ from commbench.registry import load
 from commbench.units import format_size
 
 LATENCY, RATE = Target(1.05, at_most=True), Target(0.97, at_most=False)
-TCP_RATE = Target(0.95, at_most=False)
+TCP_RATE = GRPC_RATE = Target(0.95, at_most=False)
+GATHERED = Target(1.0, at_most=True)  # to a reference that joins the buffers of a message
+SKEW_NBYTES = 6 * (1 << 20) + 3 * (10 << 10) + 10  # of --scheme skew with its ten buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,12 @@ class Figure:
     option: str = ""
     iterations: int | None = None
     beside: tuple[str, ...] = ()
+    scheme: str = ""  # instead of one contiguous buffer
 
     @property
     def name(self) -> str:
-        words = (self.channel, self.option, self.benchmark, format_size(self.nbytes))
+        size = self.scheme or format_size(self.nbytes)
+        words = (self.channel, self.option, self.benchmark, size)
         return " ".join(word for word in words if word)
 
     @property
@@ -50,8 +54,8 @@ class Figure:
         texts = {
             "channel": self.channel,
             "benchmark": self.benchmark,
-            "message-size": str(self.nbytes),
         }
+        texts |= {"scheme": self.scheme} if self.scheme else {"message-size": str(self.nbytes)}
         if self.option:
             texts["option"] = self.option
         ((case,),) = make_plan(texts, None, "in-order", 0).blocks(load, 2)
@@ -78,6 +82,14 @@ FIGURES: dict[str, Sequence[Figure]] = {
     "grpc": [
         Figure("grpc", "latency", n, LATENCY, "", count, ("grpc-bare",))
         for n, count in ((64, 500), (65536, 500), (1 << 20, 150))
+    ],
+    "grpc-core": [
+        *(
+            Figure("grpc-core", "latency", n, LATENCY, "", count)
+            for n, count in ((1, 2000), (65536, 1000), (1 << 20, 200))
+        ),
+        Figure("grpc-core", "bandwidth", 1 << 20, GRPC_RATE, iterations=5),
+        Figure("grpc-core", "latency", SKEW_NBYTES, GATHERED, "", 50, scheme="skew"),
     ],
 }
 

@@ -26,9 +26,13 @@ from commbench.payloads.buffers import Message
 from commbench.plan import Case
 
 SOURCES = Path(__file__).parent.parent / "reference"
-_FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
+_FLAGS = ("-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
 _TIMEOUT_S = 60.0
-_SOURCES = {"mpi": ("mpi_loops.c",), "tcp": ("tcp_pingpong.c", "tcp_stream.c")}
+_SOURCES = {
+    "mpi": ("mpi_loops.c",),
+    "tcp": ("tcp_pingpong.c", "tcp_stream.c"),
+    "grpc-core": ("grpc_echo.cc",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +82,33 @@ def compile_all(group: str, folder: Path, open_mpi: bool = False) -> None:
 def compile_library(source: str, compiler: str, folder: Path) -> Path:
     """A shared object of ``reference/SOURCE``. Raises ChannelUnavailable with what cc said."""
     library = folder / Path(source).with_suffix(".so").name
-    command = [compiler, *_FLAGS, "-o", str(library), str(SOURCES / source)]
+    command = [compiler, "-std=gnu11", *_FLAGS, "-o", str(library), str(SOURCES / source)]
+    if source.endswith(".cc"):
+        command[:2] = [cxx_compiler(), "-std=gnu++17"]
+        command += grpc_flags()
     done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     if done.returncode:
-        raise ChannelUnavailable(f"{compiler} cannot compile {source}: {done.stderr.strip()}")
+        raise ChannelUnavailable(f"{command[0]} cannot compile {source}: {done.stderr.strip()}")
     return library
 
 
 def c_compiler() -> str:
     """What CMake takes too: CC, else cc."""
     return _found(os.environ.get("CC", "cc"))
+
+
+def cxx_compiler() -> str:
+    """What CMake takes too: CXX, else c++."""
+    return _found(os.environ.get("CXX", "c++"))
+
+
+def grpc_flags() -> list[str]:
+    """Of the gRPC C++ that the engine was built with. Raises ChannelUnavailable."""
+    command = [_found("pkg-config"), "--cflags", "--libs", "grpc++"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    if done.returncode:
+        raise ChannelUnavailable(f"gRPC C++ is missing: {done.stderr.strip()}")
+    return done.stdout.split()
 
 
 def mpi_compiler(open_mpi: bool) -> str:
@@ -125,7 +146,7 @@ def _pointer(message: Message) -> ctypes.c_void_p:
     return ctypes.c_void_p(message.addresses[0][0])
 
 
-def _stamps(stamps: Stamps) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+def stamps_of(stamps: Stamps) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
     return ctypes.c_void_p(stamps.start.ctypes.data), ctypes.c_void_p(stamps.end.ctypes.data)
 
 
@@ -151,9 +172,9 @@ class MpiLoops:
         if place.windowed:
             buffer = self.out if place.asks else self.into
             shape = (nbytes, 0, place.case.window, count)
-            self.library.call("reference_windows", *who, buffer, *shape, *_stamps(stamps))
+            self.library.call("reference_windows", *who, buffer, *shape, *stamps_of(stamps))
         else:
-            ends = (self.out, self.into, nbytes, count, *_stamps(stamps))
+            ends = (self.out, self.into, nbytes, count, *stamps_of(stamps))
             self.library.call("reference_pingpong", *who, *ends)
 
     def close(self) -> None:
@@ -181,7 +202,7 @@ class TcpLoops:
     def block(self, count: int, stamps: Stamps) -> None:
         case = self.place.case
         what = (self.socket.fileno(), self.data, case.nbytes)
-        times = _stamps(stamps) if self.place.asks else ()
+        times = stamps_of(stamps) if self.place.asks else ()
         if self.place.windowed:
             name = "reference_send" if self.place.asks else "reference_receive"
             self.library.call(name, *what, case.window, count, *times)
@@ -260,6 +281,12 @@ class GrpcLoop:
                 each.close()
 
 
+def _grpc_core(place: Place) -> Reference:
+    from benchmarks.ratios.grpc_loops import GrpcCoreLoops
+
+    return GrpcCoreLoops(place)
+
+
 def loop_named(name: str) -> Callable[[Place], Reference]:
     """The references by name, and those that only stand beside."""
     known: dict[str, Callable[[Place], Reference]] = {
@@ -270,5 +297,6 @@ def loop_named(name: str) -> Callable[[Place], Reference]:
         "tcp-spin": partial(TcpLoops, spin=True),
         "grpc": GrpcLoop,
         "grpc-bare": partial(GrpcLoop, delivers=False),
+        "grpc-core": _grpc_core,
     }
     return known[name]

@@ -25,7 +25,8 @@ class Target:
 
     @property
     def margin(self) -> float:
-        return abs(self.limit - 1.0)
+        """What the reference may be off, twice; that of 1.05 where the limit itself leaves none."""
+        return abs(self.limit - 1.0) or 0.05
 
     def met(self, value: float) -> bool:
         return value <= self.limit if self.at_most else value >= self.limit
