@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,14 +22,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import click
 
 from benchmarks.ratios import harness, pairs, tools
-from benchmarks.ratios.figures import chosen
+from benchmarks.ratios.figures import FIGURES, chosen
 from benchmarks.ratios.references import compile_all
 from benchmarks.ratios.result import HEADER
 from commbench.errors import CommbenchError
 from commbench.harness.hardware import cpu_model
 from commbench.harness.sysfs import Tree
 
-GROUPS = ("mpi", "tcp", "grpc", "grpc-core", "harness")
+GROUPS = ("mpi", "tcp", "grpc", "grpc-core", "ps", "harness")
+_PAIRS = {"tcp": pairs.of_tcp, "ps": pairs.of_ps}
 Records = Iterator[dict[str, Any]]
 
 
@@ -49,8 +50,8 @@ class Parity:
         print(HEADER, flush=True)
         prefix = "mpich: " if name == "mpi" else ""
         yield from self.one_launch(name, "mpi" if name == "mpi" else "process", prefix)
-        if name == "tcp":
-            yield from self.tcp_pairs()
+        if name in _PAIRS:
+            yield from self.pairs(_PAIRS[name])
 
     def open_mpi(self) -> Records:
         print(HEADER, flush=True)
@@ -63,12 +64,19 @@ class Parity:
         out = self.folder / f"{launcher}-{group}"
         words = [f"--figures={group}", f"--out={out}", f"--quads={self.quads}"]
         words += [f"--shrink={self.shrink}", f"--prefix={prefix}", f"--only={self.only}"]
-        words += [tools.bind_flag(self.cpus)]
-        tools.start_workers([*words, f"--libraries={self.folder}"], launcher)
+        words += [self.bind_flag(group), f"--libraries={self.folder}"]
+        tools.start_workers(words, launcher, FIGURES[group][0].ranks)
         yield from (json.loads(line) for line in out.read_text().splitlines())
 
-    def tcp_pairs(self) -> Records:
-        for blank, ours, reference in pairs.of_tcp(self.folder, self.cpus, self.shrink):
+    def bind_flag(self, group: str) -> str:
+        """Of the parameter server rank 0 is the server; all workers share the client's CPU."""
+        if self.cpus is None or group != "ps":
+            return tools.bind_flag(self.cpus)
+        client, server = self.cpus
+        return f"--bind={server}" + f",{client}" * FIGURES[group][0].workers
+
+    def pairs(self, of: Callable[..., pairs.Pairs]) -> Records:
+        for blank, ours, reference in of(self.folder, self.cpus, self.shrink):
             if self.only not in blank.name:
                 continue
             result = pairs.pairs(blank, ours, reference, self.count)

@@ -12,7 +12,7 @@ from commbench.registry import load
 from commbench.units import format_size
 
 LATENCY, RATE = Target(1.05, at_most=True), Target(0.97, at_most=False)
-TCP_RATE = GRPC_RATE = Target(0.95, at_most=False)
+TCP_RATE = GRPC_RATE = PS_RATE = Target(0.95, at_most=False)
 GATHERED = Target(1.0, at_most=True)  # to a reference that joins the buffers of a message
 SKEW_NBYTES = 6 * (1 << 20) + 3 * (10 << 10) + 10  # of --scheme skew with its ten buffers
 
@@ -22,6 +22,7 @@ class Figure:
     """One ratio. ``target`` None: printed beside, nothing is asked of it.
 
     ``iterations`` of a block, where OSU's would take too long, or too short to tell a rate.
+    ``workers``: of one parameter server, whose figure is RPC/s (with one worker, the round trip).
     ``beside``: other loops whose ratio to the reference is printed with it.
     """
 
@@ -33,21 +34,34 @@ class Figure:
     iterations: int | None = None
     beside: tuple[str, ...] = ()
     scheme: str = ""  # instead of one contiguous buffer
+    workers: int = 0
 
     @property
     def name(self) -> str:
+        workers = f"{self.workers} worker{'s' * (self.workers > 1)}" if self.workers else ""
         size = self.scheme or format_size(self.nbytes)
-        words = (self.channel, self.option, self.benchmark, size)
+        words = (self.channel, self.option, self.benchmark, workers, size)
         return " ".join(word for word in words if word)
+
+    @property
+    def ranks(self) -> int:
+        return 1 + self.workers if self.workers else 2
+
+    @property
+    def unit(self) -> str:
+        if self.workers > 1:
+            return "1/s"
+        return "B/s" if self.windowed else "ns"
 
     @property
     def reference(self) -> str:
         """The loop that it is compared with (see references.loop_named)."""
-        return "tcp-spin" if self.option == "wait=spin" else self.channel
+        name = "tcp-ps" if self.workers else self.channel
+        return f"{name}-spin" if self.option == "wait=spin" else name
 
     @property
     def windowed(self) -> bool:
-        return self.benchmark != "latency"
+        return self.benchmark not in ("latency", "ps")
 
     def case(self, shrink: int = 1) -> Case:
         """As the command line makes it; ``shrink`` divides the iterations, for a try."""
@@ -58,7 +72,9 @@ class Figure:
         texts |= {"scheme": self.scheme} if self.scheme else {"message-size": str(self.nbytes)}
         if self.option:
             texts["option"] = self.option
-        ((case,),) = make_plan(texts, None, "in-order", 0).blocks(load, 2)
+        if self.workers:
+            texts["workers"] = str(self.workers)
+        ((case,),) = make_plan(texts, None, "in-order", 0).blocks(load, self.ranks)
         iterations = (self.iterations or case.iterations) // shrink
         return replace(case, iterations=max(2, iterations))
 
@@ -90,6 +106,11 @@ FIGURES: dict[str, Sequence[Figure]] = {
         ),
         Figure("grpc-core", "bandwidth", 1 << 20, GRPC_RATE, iterations=5),
         Figure("grpc-core", "latency", SKEW_NBYTES, GATHERED, "", 50, scheme="skew"),
+    ],
+    "ps": [Figure("tcp", "ps", 1024, PS_RATE, "wait=block", 5000, workers=2)],
+    "ps-alone": [
+        Figure("tcp", "ps", 1024, None, f"wait={wait}", 5000, workers=1)
+        for wait in ("block", "spin")
     ],
 }
 

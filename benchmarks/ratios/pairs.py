@@ -9,10 +9,12 @@ from pathlib import Path
 from benchmarks.ratios import tools
 from benchmarks.ratios.figures import LATENCY, TCP_RATE
 from benchmarks.ratios.result import Result
+from benchmarks.ratios.statistics import CLOSE, PS_CLOSE
 from commbench.units import format_size
 
 Measure = Callable[[], float]
-NBYTES, LARGE = 64, 1 << 20
+Pairs = Iterator[tuple[Result, Measure, Measure]]
+NBYTES, LARGE, PS_NBYTES = 64, 1 << 20, 1024
 BUFFERS = ("system", "1M")
 
 
@@ -29,9 +31,7 @@ def pairs(result: Result, ours: Measure, reference: Measure, count: int) -> Resu
     return result.finished()
 
 
-def of_tcp(
-    libraries: Path, cpus: tools.Cpus, shrink: int = 1
-) -> Iterator[tuple[Result, Measure, Measure]]:
+def of_tcp(libraries: Path, cpus: tools.Cpus, shrink: int = 1) -> Pairs:
     """What pairs() takes, for the figures of the tcp channel that need sockperf and iperf3, and
     for what says whether our reference counts."""
     size = format_size(NBYTES)
@@ -43,7 +43,7 @@ def of_tcp(
             partial(tools.sockperf_ns, NBYTES, spin, cpus),
         )
     yield (
-        Result(f"our C reference of tcp latency {size}", "sockperf", "ns", None, check=True),
+        Result(f"our C reference of tcp latency {size}", "sockperf", "ns", None, check=CLOSE),
         partial(tools.reference_alone, "tcp", libraries, cpus, shrink=shrink),
         partial(tools.sockperf_ns, NBYTES, False, cpus),
     )
@@ -52,4 +52,19 @@ def of_tcp(
             Result(f"tcp buf={buffer} bandwidth 1M", "iperf3", "B/s", TCP_RATE),
             partial(tools.our_rate, ("-o", f"buf={buffer}"), LARGE, cpus),
             partial(tools.iperf3_rate, LARGE, buffer, cpus),
+        )
+
+
+def of_ps(libraries: Path, cpus: tools.Cpus, shrink: int = 1) -> Pairs:
+    """Whether our C parameter server counts: with one worker it is a ping-pong."""
+    swapped = cpus and (cpus[1], cpus[0])  # rank 0 is the server
+    for spin in (True, False):
+        wait = "spin" if spin else "block"
+        name = f"our C reference of ps, one worker, wait={wait} {format_size(PS_NBYTES)}"
+        yield (
+            Result(name, "sockperf", "ns", None, check=PS_CLOSE),
+            partial(
+                tools.reference_alone, "ps-alone", libraries, swapped, shrink=shrink, only=wait
+            ),
+            partial(tools.sockperf_ns, PS_NBYTES, spin, cpus),
         )

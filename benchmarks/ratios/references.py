@@ -32,6 +32,7 @@ _SOURCES = {
     "mpi": ("mpi_loops.c",),
     "tcp": ("tcp_pingpong.c", "tcp_stream.c"),
     "grpc-core": ("grpc_echo.cc",),
+    "ps": ("tcp_pingpong.c", "tcp_ps.c"),
 }
 
 
@@ -45,8 +46,13 @@ class Place:
     libraries: Path
 
     @property
+    def server(self) -> int:
+        """The rank that answers; all others ask it."""
+        return 0 if self.case.benchmark == "ps" else 1
+
+    @property
     def asks(self) -> bool:
-        return self.rank == 0
+        return self.rank != self.server
 
     @property
     def windowed(self) -> bool:
@@ -197,7 +203,7 @@ class TcpLoops:
         name = "tcp_stream.so" if place.windowed else "tcp_pingpong.so"
         self.library = Library(place.libraries / name)
         self.data = _pointer(place.message("request" if place.asks else "incoming"))
-        self.socket = _connection(place.rendezvous, place.asks)
+        (self.socket,) = _connections(place)
 
     def block(self, count: int, stamps: Stamps) -> None:
         case = self.place.case
@@ -214,24 +220,59 @@ class TcpLoops:
         self.socket.close()
 
 
-def _connection(rendezvous: Rendezvous, asks: bool) -> socket.socket:
-    """Rank 0 connects to rank 1, and proves the run's token."""
-    token, address = rendezvous.token.encode(), rendezvous.local_address
-    listener = None if asks else socket.create_server((address, 0))
-    where = rendezvous.allgather(listener.getsockname()[:2] if listener else None)[1]
+class ParameterServer:
+    """tcp_ps.c on the server, tcp_pingpong.c on each worker; a connection for each worker."""
+
+    def __init__(self, place: Place, spin: bool = False) -> None:
+        self.place, self.spin = place, spin
+        self.workers = place.case.ranks - 1
+        name = "tcp_pingpong.so" if place.asks else "tcp_ps.so"
+        self.library = Library(place.libraries / name)
+        self.sockets = _connections(place)
+        use, slots = ("request", 1) if place.asks else ("incoming", self.workers)
+        self.data = [_pointer(each) for each in buffers(use, place.case.payload.sizes, slots)]
+
+    def block(self, count: int, stamps: Stamps) -> None:
+        nbytes = self.place.case.nbytes
+        if self.place.asks:
+            what = (self.sockets[0].fileno(), self.data[0], nbytes, count, int(self.spin))
+            self.library.call("reference_ping", *what, *_stamps(stamps))
+            return
+        fds = (ctypes.c_int * self.workers)(*(each.fileno() for each in self.sockets))
+        data = (ctypes.c_void_p * self.workers)(*self.data)
+        shape = (self.workers, nbytes, count * self.workers, int(self.spin))
+        self.library.call("reference_serve", fds, data, *shape)
+
+    def close(self) -> None:
+        for each in self.sockets:
+            each.close()
+
+
+def _connections(place: Place) -> list[socket.socket]:
+    """On the server one for each other rank, which has proved the run's token; on these one."""
+    rendezvous, token = place.rendezvous, place.rendezvous.token.encode()
+    listener = None if place.asks else socket.create_server((rendezvous.local_address, 0))
+    everyone = rendezvous.allgather(listener.getsockname()[:2] if listener else None)
+    where = everyone[place.server]
     assert isinstance(where, list)
     if listener is None:
-        made = socket.create_connection((str(where[0]), int(str(where[1]))), _TIMEOUT_S)
-        made.sendall(token)
+        made = [socket.create_connection((str(where[0]), int(str(where[1]))), _TIMEOUT_S)]
+        made[0].sendall(token)
     else:
         with listener:
             listener.settimeout(_TIMEOUT_S)
-            made, _ = listener.accept()
-        made.settimeout(_TIMEOUT_S)
-        if made.recv(len(token), socket.MSG_WAITALL) != token:
-            raise TransferError("a stranger connected to the reference")
-    made.settimeout(None)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made = [_accepted(listener, token) for _ in range(len(everyone) - 1)]
+    for each in made:
+        each.settimeout(None)
+        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
+
+
+def _accepted(listener: socket.socket, token: bytes) -> socket.socket:
+    made, _ = listener.accept()
+    made.settimeout(_TIMEOUT_S)
+    if made.recv(len(token), socket.MSG_WAITALL) != token:
+        raise TransferError("a stranger connected to the reference")
     return made
 
 
@@ -295,6 +336,8 @@ def loop_named(name: str) -> Callable[[Place], Reference]:
         "mpi4py": Mpi4pyLoop,
         "tcp": TcpLoops,
         "tcp-spin": partial(TcpLoops, spin=True),
+        "tcp-ps": ParameterServer,
+        "tcp-ps-spin": partial(ParameterServer, spin=True),
         "grpc": GrpcLoop,
         "grpc-bare": partial(GrpcLoop, delivers=False),
         "grpc-core": _grpc_core,

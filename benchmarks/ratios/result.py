@@ -21,15 +21,15 @@ class Result:
     """``ratios``: ours to the reference's, ``against_itself``: the reference's to its own, one of
     each quad or pair; ``ours`` and ``reference``: medians of blocks in ``unit``.
 
-    ``check``: the figure says whether a reference that we wrote counts; then "ours" is it, and the
-    independent tool is the reference.
+    ``check``: the figure says whether a reference that we wrote counts, which may differ by so much
+    from an independent tool; then "ours" is it, and the tool is the reference.
     """
 
     name: str
     against: str
-    unit: str  # "ns" of a round trip, or "B/s"
+    unit: str  # "ns" of a round trip, "B/s", or "1/s" of calls
     target: Target | None
-    check: bool = False
+    check: float = 0.0
     ratios: list[float] = field(default_factory=list)
     against_itself: list[float] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
@@ -40,7 +40,11 @@ class Result:
     @property
     def verdict(self) -> str:
         ratio, itself = Spread.of(self.ratios), Spread.of(self.against_itself)
-        return close_enough(ratio, itself) if self.check else verdict(self.target, ratio, itself)
+        return (
+            close_enough(ratio, itself, self.check)
+            if self.check
+            else verdict(self.target, ratio, itself)
+        )
 
     def finished(self) -> Result:
         """Notes how busy the machine was."""
@@ -50,7 +54,13 @@ class Result:
     def lines(self) -> list[str]:
         """The row, and a line for each loop that stands beside."""
         ratio, itself = Spread.of(self.ratios), Spread.of(self.against_itself)
-        target = "0.97..1.03" if self.check else str(self.target) if self.target else "-"
+        target = (
+            f"{1 - self.check:.2f}..{1 + self.check:.2f}"
+            if self.check
+            else str(self.target)
+            if self.target
+            else "-"
+        )
         row = (
             f"{self.name:<40} {target:>7} {ratio.median:>7.3f} {_interval(ratio):>15} "
             f"{itself.median:>6.3f}  {self.verdict:<15} {_value(self.ours, self.unit):>12} "
@@ -77,4 +87,6 @@ def _beside(name: str, ratios: Sequence[float]) -> str:
 
 def _value(values: Sequence[float], unit: str) -> str:
     value = median(values)
+    if unit == "1/s":
+        return f"{value:.0f} /s"
     return f"{value / 1e6:.1f} MB/s" if unit == "B/s" else f"{value / 1e3:.3f} us"

@@ -14,6 +14,7 @@ from commbench.histogram import median_ranks
 HOLDS, MISSED, NOT_SHOWN, PRINTED = "holds", "missed", "not shown", "-"
 COUNTS, COUNTS_NOT = "counts", "does not count"
 CLOSE = 0.03  # what a reference that we wrote may differ from an independent tool
+PS_CLOSE = 0.05  # and the parameter server
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,8 @@ def verdict(target: Target | None, ratio: Spread, against_itself: Spread) -> str
     return HOLDS if target.met(far_end) else MISSED
 
 
-def close_enough(ratio: Spread, against_itself: Spread) -> str:
+def close_enough(ratio: Spread, against_itself: Spread, limit: float) -> str:
     """Does a reference of ours count, given its ratio to an independent tool?"""
-    if ratio.low is None or abs(against_itself.median - 1.0) > CLOSE / 2:
+    if ratio.low is None or abs(against_itself.median - 1.0) > limit / 2:
         return NOT_SHOWN
-    return COUNTS if abs(ratio.median - 1.0) <= CLOSE else COUNTS_NOT
+    return COUNTS if abs(ratio.median - 1.0) <= limit else COUNTS_NOT

@@ -60,27 +60,34 @@ def _case(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def reference_alone(
-    group: str, libraries: Path, cpus: Cpus, blocks: int = 4, shrink: int = 1
+    group: str,
+    libraries: Path,
+    cpus: Cpus,
+    blocks: int = 4,
+    shrink: int = 1,
+    only: str = "",
 ) -> float:
-    """The first figure's reference of a group, in a launch of its own."""
+    """The reference of a group's first figure with ``only`` in its name, in a launch of its own."""
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         out = Path(folder, "out")
         words = [f"--figures={group}", f"--out={out}", f"--libraries={libraries}"]
-        words += [f"--alone={blocks}", f"--shrink={shrink}", bind_flag(cpus)]
+        words += [f"--alone={blocks}", f"--shrink={shrink}", f"--only={only}", bind_flag(cpus)]
         start_workers(words, "process")
         return float(out.read_text())
 
 
-def start_workers(words: Sequence[str], launcher: str, timeout_s: float = 3600.0) -> None:
-    """Two ranks of benchmarks.ratios.worker. Raises TransferError when they fail."""
+def start_workers(
+    words: Sequence[str], launcher: str, ranks: int = 2, timeout_s: float = 3600.0
+) -> None:
+    """Ranks of benchmarks.ratios.worker. Raises TransferError when they fail."""
     module = "benchmarks.ratios.worker"
     env = {"PYTHONPATH": str(ROOT)}
     if launcher != "openmpi":
-        if code := launch(words, 2, launcher, module, env, timeout_s).exit_code:
+        if code := launch(words, ranks, launcher, module, env, timeout_s).exit_code:
             raise TransferError(f"the ranks ended with exit code {code}")
         return
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        flags = ("--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2")
+        flags = ("--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks))
         command = [program("mpirun.openmpi"), *flags, sys.executable, "-m", module, *words]
         env["COMMBENCH_RENDEZVOUS"] = f"file:{folder}"
         with _process(command, env=env) as process:
