@@ -220,3 +220,9 @@ def _quota(tree: Tree, folder: str) -> float | None:
     quota = int(v2[1]) if v2 else tree.number(f"{folder}/cpu.cfs_quota_us")
     period = int(v2[2]) if v2 else tree.number(f"{folder}/cpu.cfs_period_us")
     return quota / period if quota and period and quota > 0 else None
+
+
+def peak_rss_bytes(tree: Tree) -> int | None:
+    """The most memory that this process ever had resident (VmHWM); None where it is not told."""
+    found = re.fullmatch(r"([0-9]{1,15}) kB", tree.field("proc/self/status", "VmHWM") or "")
+    return int(found[1]) * 1024 if found else None

@@ -15,9 +15,11 @@ from commbench.channels.base import Capability, Channel
 from commbench.channels.loopback import LoopbackChannel
 from commbench.errors import ChannelUnavailable
 from commbench.harness.binding import data_masks
+from commbench.harness.hardware import peak_rss_bytes
 from commbench.harness.loops import Stamps
 from commbench.harness.measure import CaseRun, Share
 from commbench.harness.rendezvous import Rendezvous
+from commbench.harness.sysfs import Tree
 from commbench.harness.world import World
 from commbench.histogram import Histogram, Int64Array
 from commbench.payloads.spec import PayloadSpec
@@ -107,7 +109,8 @@ class Runner:
                 affinity=data_masks(channel.threads, self.harness_threads),
                 describe=channel.describe(),
             )
-        shares: list[Any] = self.rendezvous.allgather({**as_json(share), **about})
+        mine = {**as_json(share), **about, "peak_rss_bytes": peak_rss_bytes(Tree())}
+        shares: list[Any] = self.rendezvous.allgather(mine)
         if self.world.rank == 0:
             record = self.record(case, channel, run, shares)
             if self.sink is not None:
@@ -138,6 +141,7 @@ class Runner:
             blocks=max(each["blocks"] for each in shares),
             channel_info=shares[0]["describe"],
             affinity=[each["affinity"] for each in shares],
+            peak_rss_bytes=[each["peak_rss_bytes"] for each in shares],
             warnings=[],
         )
         if case.ps is not None:

@@ -157,6 +157,11 @@ def test_every_line_of_a_run_validates(real: Path) -> None:
         assert [problem.message for problem in validator.iter_errors(line)] == []
 
 
+def test_each_case_says_how_much_memory_each_rank_took(real: Path) -> None:
+    for case in lines(real)[1:-1]:
+        assert [each > 1 << 20 for each in case["peak_rss_bytes"]] == [True, True]
+
+
 def test_a_run_ends_with_its_shares_of_time(real: Path) -> None:
     first, *middle, last = lines(real)
     assert (first["kind"], last["kind"], last["cases"]) == ("run", "end", len(middle)) == (

@@ -202,6 +202,19 @@ def test_this_host() -> None:
     assert lo["used"] and lo["link_layer"] == "loopback"
 
 
+def test_peak_memory_grows_with_what_was_touched() -> None:
+    before = hardware.peak_rss_bytes(Tree())
+    assert before is not None
+    touched = bytearray(os.urandom(1)) * (64 << 20)
+    after = hardware.peak_rss_bytes(Tree())
+    assert after is not None
+    assert after >= max(before, len(touched))
+
+
+def test_peak_memory_that_is_not_told(tmp_path: Path) -> None:
+    assert hardware.peak_rss_bytes(plant(tmp_path, {"proc/self/status": "Name:\tpython\n"})) is None
+
+
 def test_versions_come_without_imports() -> None:
     code = (
         "import sys, json\n"
