@@ -113,7 +113,8 @@ def measured(group: str, launcher: str, folder: Path) -> list[dict[str, Any]]:
     compile_all(group, folder, launcher == "openmpi")
     out = folder / "out"
     words = [f"--figures={group}", f"--out={out}", f"--libraries={folder}", "--quads=1"]
-    tools.start_workers([*words, "--shrink=500", "--bind=none"], launcher, timeout_s=60.0)
+    ranks = FIGURES[group][0].ranks
+    tools.start_workers([*words, "--shrink=500", "--bind=none"], launcher, ranks, timeout_s=60.0)
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [each["name"] for each in records] == [figure.name for figure in FIGURES[group]]
     assert all(each["verdict"] in ("not shown", "-") for each in records)
@@ -135,6 +136,20 @@ def test_tcp_references_and_ours_in_one_launch(tmp_path: Path) -> None:
 def test_tcp_reference_alone(tmp_path: Path) -> None:
     compile_all("tcp", tmp_path)
     assert tools.reference_alone("tcp", tmp_path, None, blocks=1, shrink=500) > 0
+
+
+@needs_cc
+def test_ps_reference_and_ours_in_one_launch(tmp_path: Path) -> None:
+    (record,) = measured("ps", "process", tmp_path)
+    assert record["unit"] == "1/s"
+    assert min(record["ours"] + record["reference"]) > 0
+
+
+@needs_cc
+@pytest.mark.parametrize("wait", ["block", "spin"])
+def test_ps_reference_alone(tmp_path: Path, wait: str) -> None:
+    compile_all("ps", tmp_path)
+    assert tools.reference_alone("ps-alone", tmp_path, None, 1, 500, f"wait={wait}") > 0
 
 
 @pytest.mark.mpi

@@ -236,7 +236,7 @@ class ParameterServer:
         nbytes = self.place.case.nbytes
         if self.place.asks:
             what = (self.sockets[0].fileno(), self.data[0], nbytes, count, int(self.spin))
-            self.library.call("reference_ping", *what, *_stamps(stamps))
+            self.library.call("reference_ping", *what, *stamps_of(stamps))
             return
         fds = (ctypes.c_int * self.workers)(*(each.fileno() for each in self.sockets))
         data = (ctypes.c_void_p * self.workers)(*self.data)

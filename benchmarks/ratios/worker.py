@@ -66,7 +66,8 @@ class Timing:
 
     def of_workers(self) -> float:
         """Collective. Of one worker the median round trip in ns; of several the calls per second
-        inside the interval in which all of them were at it, by the one clock of this host."""
+        inside the interval in which all of them were at it, by the one clock of this host; of blocks
+        so short that there is none, over the whole time."""
         start, end = self.stamps.start[self.skip : self.count], self.stamps.end[: self.count]
         end, asks, tell = end[self.skip :], self.place.asks, self.place.rendezvous.allgather
         if self.place.case.ranks == 2:
@@ -74,6 +75,8 @@ class Timing:
             return float(max(values))
         spans = [each for each in tell([int(start[0]), int(end[-1])] if asks else None) if each]
         first, last = max(each[0] for each in spans), min(each[1] for each in spans)
+        if first >= last:
+            first, last = min(each[0] for each in spans), max(each[1] for each in spans)
         inside = int(((start >= first) & (end <= last)).sum()) if asks else 0
         return float(sum(tell(inside))) * 1e9 / (last - first)
 
