@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from commbench.channels.grpc_core import GrpcCoreChannel
 from commbench.harness.launch import mpiexec
 from commbench.results import read
 from tests import netns
 
 COMMBENCH = [sys.executable, "-m", "commbench"]
+GRPC = ["grpc"] if GrpcCoreChannel.missing() else ["grpc", "grpc-core"]
 QUICK = ["-m", "64,64K", "-i", "20", "-x", "2", "--in-order"]
 
 pytestmark = pytest.mark.netns
@@ -40,12 +42,12 @@ def test_mpiexec_over_two_hosts(tmp_path: Path) -> None:
         command = [
             *hosts.inside(0), mpiexec(), "-launcher", "ssh", "-launcher-exec", str(script),
             "-localhost", hosts.addresses[0], "-hosts", ",".join(hosts.addresses), "-n", "2",
-            *COMMBENCH, "run", "latency,bandwidth", "-C", "tcp,mpi,grpc", *QUICK,
+            *COMMBENCH, "run", "latency,bandwidth", "-C", ",".join(("tcp", "mpi", *GRPC)), *QUICK,
             "--output", str(out),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    check(out, ["tcp", "mpi", "grpc"])
+    check(out, ["tcp", "mpi", *GRPC])
     tcp = next(r for r in read(out).cases if r["case"]["channel"] == "tcp")
     assert any(address in addresses(tcp) for address in hosts.addresses)
 
@@ -62,13 +64,13 @@ def test_two_shells(tmp_path: Path) -> None:
             assert serve.stdout is not None
             words = serve.stdout.readline().split()
             assert words[:2] == ["commbench", "run"]
-            run = [*hosts.inside(0), *COMMBENCH, *words[1:], "latency,bandwidth", "-C", "tcp,grpc",
-                   *QUICK, "--output", str(out)]  # fmt: skip
+            run = [*hosts.inside(0), *COMMBENCH, *words[1:], "latency,bandwidth",
+                   "-C", ",".join(("tcp", *GRPC)), *QUICK, "--output", str(out)]  # fmt: skip
             done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
             assert serve.wait(15) == 0
         finally:
             serve.kill()
             serve.communicate()
-    check(out, ["tcp", "grpc"])
+    check(out, ["tcp", *GRPC])
     assert not Path(token).exists()

@@ -1,6 +1,4 @@
 // The calls of the gRPC engine, out and in.
-#include <cerrno>
-
 #include "state.h"
 
 namespace commbench {
@@ -44,9 +42,7 @@ int64_t Ask::end() {
     if (hello) s.went.emplace_back(peer, context.peer());
     if (!reply) return 0;
     int64_t nbytes = s.codec->decode(&response, *reply);
-    if (nbytes < 0)
-        s.refuse(static_cast<int>(nbytes), s.name(peer) + ": its reply does not fit its slot");
-    return nbytes;
+    return nbytes < 0 ? s.misfit(peer, "reply", nbytes) : nbytes;
 }
 
 // ---------------------------------------------------------------- in

@@ -1,6 +1,4 @@
 // The gRPC engine's table: prepare, ask, serve, finish.
-#include <cerrno>
-
 #include "state.h"
 
 namespace commbench {
@@ -101,8 +99,7 @@ int take(State &s, Serve *call, cb_incoming *in) {
     int64_t nbytes = s.codec->decode(&call->request, s.c->incoming[slot]);
     if (nbytes < 0) {
         call->finish({grpc::StatusCode::FAILED_PRECONDITION, "not a message for the server's slot"});
-        return s.refuse(static_cast<int>(nbytes),
-                        s.name(call->peer) + ": its request does not fit its slot");
+        return s.misfit(call->peer, "request", nbytes);
     }
     s.free_slots.pop_back();
     *in = {slot, call->peer, call->wants_reply, cut(s, slot, static_cast<uint64_t>(nbytes))};

@@ -14,6 +14,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <deque>
 #include <functional>
 #include <map>
@@ -143,6 +144,11 @@ struct State {
     }
     std::string name(int rank) const {
         return "rank " + std::to_string(rank) + " on " + setup.hosts[rank];
+    }
+    // Of decode(): what the rank's message is not.
+    int misfit(int rank, const char *what, int64_t code) {
+        const char *why = code == -EBADMSG ? " is no protobuf Payload" : " does not fit its slot";
+        return refuse(static_cast<int>(code), name(rank) + ": its " + what + why);
     }
     Peer *peer(int rank) {
         bool known = rank >= 0 && rank < static_cast<int>(peers.size());
