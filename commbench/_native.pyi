@@ -99,3 +99,17 @@ class MpiEngine:
 
     @property
     def capsule(self) -> object: ...
+
+class GrpcMpiEngine:
+    """TensorFlow's gRPC+MPI; its thread alone calls MPI during a case."""
+
+    def __init__(self, files: Sequence[str], *, pointer: bool, comm: int, byte: int, info_null: int, any_source: int, source_at: int, status_nbytes: int, rank: int, optimal: bool, sleeps: bool) -> None: ...
+
+    @property
+    def capsule(self) -> object: ...
+
+    def stop(self) -> bool:
+        """Ends the thread, for good; False: it hangs in MPI, or a case was open."""
+
+    def counters(self) -> dict[str, int]:
+        """Messages sent by tag, tensors that came, bytes of payload copied."""

@@ -29,6 +29,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "mpi": "commbench.channels.mpi:MpiChannel",
         "grpc": "commbench.channels.grpc:GrpcChannel",
         "grpc-core": "commbench.channels.grpc_core:GrpcCoreChannel",
+        "grpc+mpi": "commbench.channels.grpc_mpi:GrpcMpiChannel",
         "loopback": "commbench.channels.loopback:LoopbackChannel",
     }
 )

@@ -101,7 +101,7 @@ def load() -> tuple[ModuleType, Choice]:
         import mpi4py
 
         if "mpi4py.MPI" not in sys.modules:
-            mpi4py.rc.thread_level = "funneled"
+            mpi4py.rc.thread_level = "serialized"  # grpc+mpi needs it, and it takes no locks
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -278,4 +278,5 @@ NB_MODULE(_native, m) {
         });
     bind_tcp(m);
     bind_mpi(m);
+    bind_grpc_mpi(m);
 }

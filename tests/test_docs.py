@@ -224,7 +224,7 @@ def test_every_channel_and_benchmark_is_in_the_tables() -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_option_of_a_channel_is_documented(name: str) -> None:
     text = page("docs/channels.md")
-    section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    section = re.search(rf"^## {re.escape(name)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section is not None
     if "Options as `tcp`" in section[1]:
         assert load(name).options == load("tcp").options

@@ -109,8 +109,8 @@ class MpiChannel(MpiMessages):
                 byte=mpi._handleof(mpi.BYTE),
                 request_null=mpi._handleof(mpi.REQUEST_NULL),
                 status_nbytes=mpi._sizeof(mpi.Status),
-                error_at=_offset_in_status(mpi, lambda status, value: status.Set_error(value)),
-                count_at=_offset_in_status(
+                error_at=offset_in_status(mpi, lambda status, value: status.Set_error(value)),
+                count_at=offset_in_status(
                     mpi, lambda status, value: status.Set_elements(mpi.BYTE, value)
                 ),
                 error_in_status=mpi.ERR_IN_STATUS,
@@ -123,21 +123,15 @@ class MpiChannel(MpiMessages):
 
     def describe(self) -> dict[str, str | int | float]:
         mpi: Any = self._mpi
-        levels = {
-            mpi.THREAD_SINGLE: "single",
-            mpi.THREAD_FUNNELED: "funneled",
-            mpi.THREAD_SERIALIZED: "serialized",
-            mpi.THREAD_MULTIPLE: "multiple",
-        }
         files = mpilib.loaded_files(mpi)
         described: dict[str, str | int | float] = {
             **self._options,
             "library": mpi.Get_library_version().splitlines()[0].strip("\0 "),
             "library_path": files[-1],
             "library_chosen_by": self._choice.how,
-            "thread_level": levels.get(mpi.Query_thread(), "unknown"),
+            "thread_level": thread_level(mpi),
         }
-        described.update(_tuned_variables(os.environ))
+        described.update(tuned_variables(os.environ))
         return described
 
     def close(self) -> None:
@@ -149,7 +143,18 @@ class MpiChannel(MpiMessages):
             self._comm = None
 
 
-def _tuned_variables(environ: Mapping[str, str]) -> dict[str, str]:
+def thread_level(mpi: Any) -> str:
+    """What this MPI allows threads to do."""
+    levels = {
+        mpi.THREAD_SINGLE: "single",
+        mpi.THREAD_FUNNELED: "funneled",
+        mpi.THREAD_SERIALIZED: "serialized",
+        mpi.THREAD_MULTIPLE: "multiple",
+    }
+    return levels.get(mpi.Query_thread(), "unknown")
+
+
+def tuned_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """What tunes the library: it is part of what a number means."""
     return {
         name: value
@@ -158,7 +163,7 @@ def _tuned_variables(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _offset_in_status(mpi: Any, put: Callable[[Any, int], None]) -> int:
+def offset_in_status(mpi: Any, put: Callable[[Any, int], None]) -> int:
     """Where a Status keeps what ``put`` puts there, found by doing it; -1: not to be seen."""
     status = mpi.Status()
     memory = (ctypes.c_char * mpi._sizeof(mpi.Status)).from_address(mpi._addressof(status))
