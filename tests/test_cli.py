@@ -338,7 +338,7 @@ def test_a_channel_that_is_not_installed_is_exit_4_with_the_remedy(tmp_path: Pat
     path = {"PYTHONPATH": str(tmp_path)}
     commbench("run", "-C", "grpc", "-m", "1", **path).one_line(4, "channel grpc", "pip install")
     listed = commbench("channels", **path).ok().stdout.splitlines()
-    (line,) = (each for each in listed if each.startswith("grpc"))
+    (line,) = (each for each in listed if each.split()[0] == "grpc")
     assert "not usable" in line
     assert "pip install" in line
 
