@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from commbench import __version__
 from commbench.benchmarks import benchmark
 from commbench.errors import CommbenchError, Interrupted, TransferError, UsageError
-from commbench.harness import doctor, interfaces
+from commbench.harness import doctor, interfaces, pmi
 from commbench.harness.binding import Binding, bind, thread_masks
 from commbench.harness.measure import memory_nbytes
 from commbench.harness.metadata import collect
@@ -81,6 +82,7 @@ def run(
         Session(world, rendezvous, options, show, warn).run(make_plan)
         rendezvous.barrier()
         rendezvous.close()
+        pmi.leave(os.environ)
         return 0
     except (CommbenchError, KeyboardInterrupt) as error:
         return end_badly(rendezvous, error)
@@ -262,6 +264,10 @@ def resting(blocks: Sequence[Sequence[Case]]) -> list[str]:
         role = benchmark(case.benchmark).role
         idle = [rank for rank in range(case.ranks) if not role(rank, case.ranks, case.ps).peers]
         if idle:
-            ranks = format_cpus(frozenset(idle))
-            lines[case.benchmark] = f"{case.benchmark}: of {case.ranks} ranks {ranks} take no part"
+            lines[case.benchmark] = f"{case.benchmark}: {_resting(idle, case.ranks)} no part"
     return list(lines.values())
+
+
+def _resting(idle: Sequence[int], ranks: int) -> str:
+    which = format_cpus(frozenset(idle))
+    return f"rank {which} of {ranks} takes" if len(idle) == 1 else f"ranks {which} of {ranks} take"

@@ -6,13 +6,17 @@ of ``key=value``. MPI_Init repeats the ``init`` afterwards, which every server a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sys
 import time
+from collections.abc import Mapping
 
 from commbench.errors import TransferError
 
 _LINE_LIMIT = 4096
+_GOODBYE_S = 5.0
 VALUE_LIMIT = 1000  # bytes of a value; servers allow 1024 with the terminator
 
 
@@ -36,6 +40,10 @@ class Pmi:
 
     def get(self, key: str) -> str:
         return self._ask("get", kvsname=self._kvsname, key=key)["value"]
+
+    def finalize(self) -> None:
+        """Say that this process is through: only then may it end and the others stay."""
+        self._ask("finalize")
 
     def close(self) -> None:
         """Drop the copy; the launcher's own descriptor is left to MPI, in blocking mode."""
@@ -68,3 +76,15 @@ class Pmi:
                 raise ConnectionError("the connection ended")
             line += byte
         return line.decode(errors="replace").strip()
+
+
+def leave(environ: Mapping[str, str]) -> None:
+    """Before a process ends in order: the launcher takes one that said ``init`` and never
+    ``finalize`` for dead, and kills the rest. Where MPI was initialised its own exit says it."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if "PMI_FD" not in environ or (mpi is not None and mpi.Is_initialized()):
+        return
+    with contextlib.suppress(OSError, ValueError, TransferError):  # a launcher that is gone
+        pmi = Pmi(int(environ["PMI_FD"]), _GOODBYE_S)
+        pmi.finalize()
+        pmi.close()

@@ -308,8 +308,8 @@ def test_ranks_without_a_part_wait_and_are_named() -> None:
     run = ["run", "latency,message-rate", "-C", "tcp", "-m", "8", "-i", "20", "-x", "1", "-n", "5"]
     ended = commbench(*run)
     ended.ok()
-    assert "# latency: of 5 ranks 2-4 take no part" in ended.stderr
-    assert "# message-rate: of 5 ranks 4 take no part" in ended.stderr
+    assert "# latency: ranks 2-4 of 5 take no part" in ended.stderr
+    assert "# message-rate: rank 4 of 5 takes no part" in ended.stderr
 
 
 def test_the_loop_that_was_asked_for(tmp_path: Path) -> None:

@@ -208,6 +208,16 @@ def test_mpich_by_pmi(mark: str) -> None:
 
 
 @pytest.mark.mpi
+def test_ranks_that_never_touch_mpi_end_in_order_under_mpich(mark: str) -> None:
+    """hydra kills the rest when one exits that said ``init`` and never ``finalize``."""
+    words = ["run", "latency", "-C", "tcp", "-m", "64", "-i", "20", "-x", "0"]
+    argv = [mpiexec(), "-n", "4", sys.executable, "-m", "commbench", *words]
+    done = finish(start(argv, **dict([mark.split("=")])))
+    assert done.exit_code == 0, done.stderr
+    assert "Killed" not in done.stdout + done.stderr
+
+
+@pytest.mark.mpi
 def test_mpich_and_a_killed_rank(mark: str) -> None:
     began = time.monotonic()
     done = finish(start([mpiexec(), "-n", "3", *command("stuck", "1")], **dict([mark.split("=")])))
