@@ -75,19 +75,20 @@ def cli() -> None:
     """Which transport is faster, why, and did my change slow it down?
 
     \b
-    Exit codes: 0 fine, 1 regression, 2 usage, 3 not comparable,
-    4 channel unavailable, 5 transfer or validation error.
+    Exit codes: 0 fine, 2 usage, 4 channel unavailable,
+    5 transfer or validation error; planned: 1 regression, 3 not comparable.
     """
 
 
 def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, short, metavar, text in reversed(_SETTINGS):
         names = [f"--{name}"] + ([short] if short else [])
-        command = click.option(*names, metavar=metavar, help=text)(command)
+        several = name == "channel"  # -C tcp -C grpc is -C tcp,grpc
+        command = click.option(*names, metavar=metavar, help=text, multiple=several)(command)
     return command
 
 
-@cli.command()
+@cli.command(short_help="Run benchmarks: on own local ranks, or under mpirun or srun.")
 @click.argument("what", nargs=-1, metavar="[BENCHMARK|JOB.toml]...")
 @_with_settings
 @click.option(
@@ -166,8 +167,13 @@ def run(what: tuple[str, ...], **flags: Any) -> None:
             f"--repeat {flags['repeat']}: allowed where commbench starts its own ranks; under "
             f"another launcher and with --peer, run the command again, each time to a new --output"
         )
+    if world is not None and flags["ranks"] not in (None, world.size):
+        raise UsageError(
+            f"-n/--ranks {flags['ranks']}: the launcher started {world.size}; -n is for runs "
+            f"without a launcher"
+        )
     plan = _plan(what, flags)
-    flags["ranks"] = flags["ranks"] or plan.ranks()
+    flags["ranks"] = flags["ranks"] or (world.size if world else plan.ranks())
     _check_most(flags, "ranks", MAX_RANKS)
     if flags["save_samples"] and plan.has("ps"):
         raise UsageError(
@@ -215,6 +221,7 @@ def _plan(what: tuple[str, ...], flags: dict[str, Any]) -> Plan:
         raise UsageError(f"{' '.join(map(str, jobs))}: allowed: one job file")
     given = {name: flags[name.replace("-", "_")] for name, *_ in _SETTINGS}
     given["benchmark"] = ",".join(names) or None
+    given["channel"] = ",".join(flags["channel"]) or None
     given["option"] = "\n".join(flags["option"]) or None
     for switch in ("validate", "rtt"):
         given[switch] = "true" if flags[switch] else None
@@ -318,7 +325,7 @@ def _warn(line: str) -> None:
     click.echo(f"# {line}", err=True)
 
 
-@cli.command()
+@cli.command(short_help="Be the other end of one 'run --peer', on another host.")
 @click.option("--interface", metavar="NAME|ADDRESS", help="Network interface to measure.")
 @click.option("--port", type=int, default=0, help="Port to listen on.  [any free one]")
 @click.option(
@@ -382,7 +389,7 @@ def channels(verbose: bool) -> None:
             kind, missing = None, str(error)
         _show(f"{name:<10} {'usable' if missing is None else f'not usable: {missing}'}")
         if verbose and kind is not None:
-            for key, option in kind.options.items():
+            for key, option in kind.own_options().items():
                 choices = f" ({'|'.join(c for c in option.choices if c)})" if option.choices else ""
                 _show(f"    -o {key}={option.default}{choices}: {option.help}")
 

@@ -120,7 +120,7 @@ def settings(given: Mapping[str, str]) -> Settings:
 
 
 def _all(made: Settings) -> Settings:
-    channels, left_out = every(made.modes)
+    channels, left_out = every(made.modes, made.loop)
     if not channels:
         raise UsageError(f"-C {ALL}: no channel can run here with --mode {','.join(made.modes)}")
     return replace(made, channels=tuple(channels), left_out=tuple(left_out))

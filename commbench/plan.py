@@ -133,6 +133,7 @@ class Settings:
         options = self._options(kinds)
         for name, mode in product(self.channels, self.modes):
             kinds[name].check_mode(mode)
+            kinds[name].check_loop(self.loop)
             check_ranks(kinds[name], ranks)
             for _, specs in self.payloads():
                 for spec in specs:
@@ -187,12 +188,14 @@ class Settings:
         for channel, key, value in self.options:
             takers = [name for name in kinds if channel in (name, None)]
             if channel is None and len(kinds) > 1:
-                takers = [name for name in takers if key in kinds[name].options]
+                takers = [name for name in takers if key in kinds[name].own_options()]
+            where = f"{channel}:" if channel else ""
             if not takers:
-                where = f"{channel}:" if channel else ""
                 raise UsageError(
                     f"-o {where}{key}={value}: no channel of -C {','.join(kinds)} takes it"
                 )
+            if any(key in {*kinds[name].options} - {*kinds[name].own_options()} for name in takers):
+                raise UsageError(f"-o {where}{key}={value}: it is set by --{key} {value}")
             for name in takers:
                 given[name][key] = value
         return {name: _changed(kind, given[name]) for name, kind in kinds.items()}

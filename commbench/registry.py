@@ -78,9 +78,9 @@ def usable(name: str) -> type[Channel]:
     return channel
 
 
-def every(modes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What ``-C all`` means: the channels between ranks that run here and have these modes; and a
-    line for each of the others, with the reason."""
+def every(modes: Sequence[str], loop: str) -> tuple[list[str], list[str]]:
+    """What ``-C all`` means: the channels between ranks that run here with these modes and this
+    loop; and a line for each of the others, with the reason."""
     found: list[str] = []
     left_out: list[str] = []
     for name in known():
@@ -88,6 +88,7 @@ def every(modes: Sequence[str]) -> tuple[list[str], list[str]]:
             kind = usable(name)
             for mode in modes:
                 kind.check_mode(mode)
+            kind.check_loop(loop)
         except CommbenchError as error:
             left_out.append(str(error))
             continue

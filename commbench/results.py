@@ -10,6 +10,7 @@ without its ``end`` line is of a run that was killed: what it has is still good.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -105,7 +106,8 @@ class ResultWriter:
         append_samples(samples_path(self.path), self._earlier + case_index, stamps)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of what _write() could not and has told already
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

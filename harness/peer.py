@@ -16,7 +16,7 @@ from commbench.errors import TransferError, UsageError
 from commbench.harness import contact as contacts
 from commbench.harness.contact import Contact
 from commbench.harness.hub import Hub
-from commbench.harness.rendezvous import Rendezvous, enter, join_timeout
+from commbench.harness.rendezvous import Rendezvous, enter, join_timeout, numeric
 from commbench.harness.world import UNKNOWN, World
 
 SERVE_TIMEOUT_S = 3600.0
@@ -66,15 +66,21 @@ class Serving:
         contact = replace(self._contact, token=self._secret)
         hub = Hub(self._listeners, contact.token, 2, rank=_SERVER, join_timeout_s=timeout_s)
         self._hub = hub
-        return enter(
+        joined = enter(
             _world(_SERVER, self._interface), lambda: contact, time.monotonic() + timeout_s, hub
         )
+        self._forget_secret()
+        return joined
 
     def close(self) -> None:
         """Stop listening and remove the token file if it is ours; may be called twice."""
         if self._hub is not None:
             self._hub.close(0)
         contacts.close_all(self._listeners)
+        self._forget_secret()
+
+    def _forget_secret(self) -> None:
+        """The file was for one run; one that was there before stays."""
         if self._written:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.token_file)
@@ -90,7 +96,7 @@ def dial(
     host, port = contacts.parse_endpoint(peer, "--peer")
     if token_file is None:
         raise UsageError(f"--peer {peer}: needs --token-file FILE, the file that serve has written")
-    contact = Contact(((host, port),), contacts.read_token(token_file))
+    contact = Contact(((numeric(host, "--peer"), port),), contacts.read_token(token_file))
     deadline = time.monotonic() + join_timeout(join_timeout_s, os.environ)
     try:
         return enter(_world(_RUNNER, interface), lambda: contact, deadline)

@@ -105,7 +105,7 @@ def _meet_at(world: World, contact: Contact, timeout_s: float) -> tuple[World, R
     if world.rank == 0:
         ((host, port),) = contact.endpoints
         hub = Hub(
-            contacts.listen([_numeric(host)], port, "--rendezvous"),
+            contacts.listen([numeric(host, "--rendezvous")], port, "--rendezvous"),
             contact.token,
             world.size,
             join_timeout_s=timeout_s,
@@ -118,11 +118,12 @@ def _meet_at(world: World, contact: Contact, timeout_s: float) -> tuple[World, R
         raise
 
 
-def _numeric(host: str) -> str:
+def numeric(host: str, flag: str) -> str:
+    """The address of a host by its name. Raises UsageError naming ``flag``."""
     try:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
-        raise UsageError(f"--rendezvous {host}: {error.strerror}") from None
+        raise UsageError(f"{flag} {host}: {error.strerror}") from None
 
 
 # ---------------------------------------------------------------------- entering

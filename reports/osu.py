@@ -4,7 +4,8 @@ Such scripts read rows by a pattern: the size in bytes at the start of a line, t
 the rate), ``Pass`` at the end under ``-c``; some look for a title such as ``MPI Latency Test``.
 Headers differ between OSU's versions; these are those of 7.x before its 7.2. Percentiles
 stand behind the first value, as its ``-z`` prints them; those of a bandwidth are the rate that so
-many percent of the windows reached, so that P99 is a bad case and not the best one.
+many percent of the windows reached, so that P99 is a bad case and not the best one. Latency is half
+of a round trip, as OSU's, of runs with ``--rtt``, too.
 """
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ def _row(record: Record, percentiles: Sequence[float]) -> str:
         values = [_number(record["bytes_per_s"], 1e6)]
         tails = [_number(rate_reached(record, p), 1e6) for p in percentiles]
     else:
-        values = [_number(record["latency_ns"]["mean"], 1e3)]
-        tails = [_number(percentile_ns(record, p), 1e3) for p in percentiles]
+        scale = 2e3 if record["estimator"] == "rtt" else 1e3  # OSU's is half of a round trip
+        values = [_number(record["latency_ns"]["mean"], scale)]
+        tails = [_number(percentile_ns(record, p), scale) for p in percentiles]
     if record["case"]["benchmark"] == "message-rate":
         values.append(_number(messages_per_s(record), 1.0))
     checked = ["Pass" if record["validated"] else "Fail"] if record["validation"] == "every" else []

@@ -486,7 +486,14 @@ def test_both_grpc_channels_in_one_run(tmp_path: Path) -> None:
 )
 def test_what_it_cannot_do_is_said(words: list[str], says: str) -> None:
     size = [] if "-m" in words else ["-m", "64"]
-    commbench("run", "latency", "-C", "grpc-core", "-i", "5", *size, *words).one_line(2, says)
+    commbench("run", "latency", "-C", "grpc-core", "--dry-run", *size, *words).one_line(2, says)
+
+
+def test_all_leaves_it_out_where_only_python_will_do() -> None:
+    ended = commbench("run", "latency", "-C", "all", "--loop", "python", "-m", "64", "--dry-run")
+    assert ended.exit_code == 0, ended.stderr
+    assert "channel grpc-core has native loops only" in ended.stderr
+    assert "grpc-core" not in ended.stdout
 
 
 @pytest.mark.parametrize("victim", [0, 1])

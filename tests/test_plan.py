@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commbench import registry
 from commbench.channels.loopback import LoopbackChannel
 from commbench.errors import UsageError
 from commbench.jobs import make_plan, read_job
@@ -98,6 +100,22 @@ def test_bad_settings_name_flag_value_and_what_is_allowed(flags: dict[str, str],
         cases(**{"channel": "loopback", **flags})
     assert why in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ({"channel": "grpc", "option": "mode=serialized"}, "it is set by --mode serialized"),
+        ({"channel": "tcp,grpc", "option": "mode=no"}, "no channel of -C tcp,grpc takes it"),
+        ({"channel": "tcp,grpc", "loop": "native"}, "--loop native: channel grpc has python loops"),
+        ({"channel": "grpc-core", "loop": "python"}, "channel grpc-core has native loops only"),
+    ],
+)
+def test_what_a_channel_cannot_is_said_before_anything_starts(
+    flags: dict[str, str], why: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(why)):
+        make_plan(flags).blocks(registry.load, 2)
 
 
 def test_an_option_goes_to_the_channels_that_have_it() -> None:

@@ -66,8 +66,8 @@ class Timing:
 
     def of_workers(self) -> float:
         """Collective. Of one worker the median round trip in ns; of several the calls per second
-        inside the interval in which all of them were at it, by the one clock of this host; of blocks
-        so short that there is none, over the whole time."""
+        inside the interval in which all of them were at it, by the one clock of this host; where
+        blocks are so short that there is none, over the whole time."""
         start, end = self.stamps.start[self.skip : self.count], self.stamps.end[: self.count]
         end, asks, tell = end[self.skip :], self.place.asks, self.place.rendezvous.allgather
         if self.place.case.ranks == 2:

@@ -119,6 +119,7 @@ class Channel(ABC):
     launcher: ClassVar[str] = "process"  # "mpi": its ranks must be started by an MPI launcher
     threads: ClassVar[bool] = False  # True: threads of its own move data
     ranks_inside: ClassVar[bool] = False  # True: one rank asks and serves itself (loopback)
+    loops: ClassVar[tuple[str, ...]] = ("native", "python")  # that it may have
 
     @classmethod
     def missing(cls) -> str | None:
@@ -203,16 +204,31 @@ class Channel(ABC):
         """All options with their defaults filled in; UsageError names what is wrong."""
         for key, value in given.items():
             if key not in cls.options:
-                allowed = ", ".join(sorted(cls.options)) or "none"
+                allowed = ", ".join(sorted(cls.own_options())) or "none"
                 raise UsageError(
                     f"-o {key}={value}: channel {cls.name} has no such option; it has: {allowed}"
                 )
             choices = cls.options[key].choices
             if choices and value not in choices:
-                raise UsageError(
-                    f"-o {key}={value}: allowed for channel {cls.name}: {', '.join(choices)}"
-                )
+                allowed = ", ".join(choice or "nothing" for choice in choices)
+                raise UsageError(f"-o {key}={value}: allowed for channel {cls.name}: {allowed}")
         return {key: given.get(key, option.default) for key, option in cls.options.items()}
+
+    @classmethod
+    def own_options(cls) -> Mapping[str, Option]:
+        """Those that ``-o`` sets: not ``mode`` where ``--mode`` does."""
+        if Capability.SERIALIZED not in cls.capabilities:
+            return cls.options
+        return {key: option for key, option in cls.options.items() if key != "mode"}
+
+    @classmethod
+    def check_loop(cls, loop: str) -> None:
+        """UsageError for what ``--loop`` may not be here."""
+        if loop not in ("auto", *cls.loops):
+            raise UsageError(
+                f"--loop {loop}: channel {cls.name} has {cls.loops[0]} loops only; "
+                f"allowed: auto, {cls.loops[0]}"
+            )
 
     @classmethod
     def check_mode(cls, mode: str) -> None:

@@ -57,6 +57,7 @@ _NEVER = float("inf")
 class GrpcChannel(Channel):
     name = "grpc"
     threads = True
+    loops = ("python",)
     capabilities = (
         Capability.REQUEST | Capability.UNORDERED | Capability.WINDOW | Capability.SERIALIZED
     )

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, ClassVar, NoReturn, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from commbench.channels.base import Capability, Channel, Done, Exchange, Incoming, Option
+from commbench.channels.base import Capability, Option
 from commbench.channels.grpc_messages import credential_of
 from commbench.channels.grpc_options import (
     ARGUMENT_OPTIONS,
@@ -26,8 +26,8 @@ from commbench.channels.grpc_options import (
     quiet,
     whole,
 )
-from commbench.errors import ChannelUnavailable, TransferError, UsageError
-from commbench.payloads.buffers import Message
+from commbench.channels.native_only import NativeOnlyChannel
+from commbench.errors import ChannelUnavailable, TransferError
 
 if TYPE_CHECKING:
     from commbench._grpc_core import Engine
@@ -44,7 +44,7 @@ _INSTALL = (
 )
 
 
-class GrpcCoreChannel(Channel):
+class GrpcCoreChannel(NativeOnlyChannel):
     name = "grpc-core"
     capabilities = (
         Capability.REQUEST
@@ -139,36 +139,3 @@ class GrpcCoreChannel(Channel):
 
     def close(self) -> None:
         self._engine.close()
-
-    # -- the Python verbs: gRPC's completion queue is not for Python
-
-    def prepare(self, exchange: Exchange) -> None:
-        _native_only()
-
-    def finish(self) -> None:
-        """Nothing was prepared."""
-
-    def post(self, peer: int, ticket: int, request: Message, reply: Message | None) -> bool:
-        _native_only()
-
-    def poll(self, timeout_s: float) -> Sequence[Done]:
-        _native_only()
-
-    def exchange(self, peer: int, request: Message, reply: Message, timeout_s: float) -> int:
-        _native_only()
-
-    def accept(self, limit: int, timeout_s: float) -> Sequence[Incoming]:
-        _native_only()
-
-    def answer(self, ticket: int, answer: Message) -> None:
-        _native_only()
-
-    def progress(self, timeout_s: float) -> bool:
-        _native_only()
-
-
-def _native_only() -> NoReturn:
-    raise UsageError(
-        "--loop python: channel grpc-core has native loops only; allowed: auto, native "
-        "(-C grpc measures gRPC from Python)"
-    )

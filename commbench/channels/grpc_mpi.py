@@ -13,23 +13,19 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from commbench import _native
 from commbench.channels.base import (
     Capability,
-    Channel,
-    Done,
-    Exchange,
-    Incoming,
     NativeEngine,
     Option,
 )
 from commbench.channels.grpc_options import own_address, quiet
 from commbench.channels.mpi import offset_in_status, thread_level, tuned_variables
+from commbench.channels.native_only import NativeOnlyChannel
 from commbench.errors import ChannelUnavailable, TransferError, UsageError
 from commbench.harness import mpilib
-from commbench.payloads.buffers import Message
 
 if TYPE_CHECKING:
     from commbench.channels.grpc_mpi_control import Control
@@ -41,7 +37,7 @@ _NAME_NBYTES = 128  # TensorFlow's, of a worker's name in the Allgather
 _CONNECT_S = 10.0
 
 
-class GrpcMpiChannel(Channel):
+class GrpcMpiChannel(NativeOnlyChannel):
     name = "grpc+mpi"
     launcher = "mpi"
     threads = True
@@ -175,36 +171,6 @@ class GrpcMpiChannel(Channel):
         if clean:
             self._comm.Free()
         self._comm = None
-
-    # -- the verbs, which only the engine has
-
-    def prepare(self, exchange: Exchange) -> None:
-        _native_only()
-
-    def finish(self) -> None:
-        """Nothing was prepared."""
-
-    def post(self, peer: int, ticket: int, request: Message, reply: Message | None) -> bool:
-        _native_only()
-
-    def poll(self, timeout_s: float) -> Sequence[Done]:
-        _native_only()
-
-    def exchange(self, peer: int, request: Message, reply: Message, timeout_s: float) -> int:
-        _native_only()
-
-    def accept(self, limit: int, timeout_s: float) -> Sequence[Incoming]:
-        _native_only()
-
-    def answer(self, ticket: int, answer: Message) -> None:
-        _native_only()
-
-    def progress(self, timeout_s: float) -> bool:
-        _native_only()
-
-
-def _native_only() -> NoReturn:
-    raise UsageError("--loop python: channel grpc+mpi has native loops only; allowed: auto, native")
 
 
 def _check_threads(mpi: Any) -> None:

@@ -78,7 +78,7 @@ def make_spec(scheme: str, options: SchemeOptions | None = None) -> PayloadSpec:
         sizes = tuple(tensor.nbytes for tensor in parameters(path))
         return PayloadSpec(scheme, sizes, options.seed)
     if scheme not in SCHEMES:
-        allowed = ", ".join([*SCHEMES, "model:NAME", "trace:FILE"])
+        allowed = ", ".join(["contiguous", *SCHEMES, "model:NAME", "trace:FILE"])
         raise UsageError(f"--scheme {scheme}: no such payload scheme; allowed: {allowed}")
     categories = SCHEMES[scheme](options)
     return PayloadSpec(scheme, tuple(options.size_of(c) for c in categories), options.seed)
