@@ -29,6 +29,8 @@ class Slots:
 
     def __len__(self) -> int: ...
 
+    def fill_gradients(self, slot: int, seed: int, sender: int, number: int, call: int) -> None: ...
+
     def fill(self, slot: int, seed: int, sender: int, number: int) -> None: ...
 
     def differs(self, slot: int, seed: int, sender: int, number: int) -> tuple[int, ...]:
@@ -40,6 +42,11 @@ class Prepared:
     def __init__(self, capsule: object, peers: Sequence[int], window: int, reply_every: int, asks: bool, serves: bool, request: object, reply: object, incoming: object, answer_nbytes: int, stop: object) -> None: ...
 
     def finish(self) -> None: ...
+
+class Parameters:
+    """What a parameter server holds; see cb_parameters."""
+
+    def __init__(self, first_worker: int, workers: int, calls: int, deferred: bool, weights: object) -> None: ...
 
 class Outcome:
     """What a block did; error is 0 or an errno."""
@@ -63,9 +70,12 @@ class Outcome:
     def validated(self) -> int: ...
 
     @property
+    def elements(self) -> int: ...
+
+    @property
     def message(self) -> str: ...
 
-def run_loop(kind: str, prepared: Prepared, *, handler: str | None, targets: Sequence[int], rank: int, count: int, batch: int, serve: int, seed: int, number: int, request_nbytes: int, reply_nbytes: int, verify_every: bool, verify_last: bool, ordered: bool, timeout_ns: int, intended: int, start: int, end: int) -> Outcome:
+def run_loop(kind: str, prepared: Prepared, *, handler: str | None, targets: Sequence[int], rank: int, count: int, batch: int, serve: int, seed: int, number: int, request_nbytes: int, reply_nbytes: int, verify_every: bool, verify_last: bool, ordered: bool, timeout_ns: int, intended: int, start: int, end: int, call_nbytes: Sequence[int], parameters: Parameters | None, stretch: float) -> Outcome:
     """
     One block through cb_loop() without the GIL; intended, start and end are addresses of int64 arrays of count elements.
     """

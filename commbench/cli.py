@@ -52,6 +52,9 @@ _SETTINGS = (
     ("window", "-W", "N", "Messages of a bandwidth window.  [64]"),
     ("ps", None, "N", "ps: parameter servers, the first ranks.  [1]"),
     ("workers", None, "N", "ps: workers, the ranks after them.  [all others]"),
+    ("ps-mode", None, "MODE", "ps: echo, push-pull (a barrier in each step) or async.  [echo]"),
+    ("per-tensor", None, "on|off", "ps: each buffer is a call.  [on for model: and trace:]"),
+    ("straggler", None, "RANK:2x", "ps: a worker whose steps take so many times as long."),
     ("loop", None, "LOOP", "auto, native or python.  [auto]"),
     ("timeout", None, "TIME", "Longest wait without progress.  [60s]"),
 )
@@ -100,6 +103,7 @@ def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Option of a channel; see 'commbench channels'.",
 )
 @click.option("-c", "--validate", is_flag=True, help="Fill and verify every message.")
+@click.option("--shard", is_flag=True, help="ps: each server holds 1/P of the parameters.")
 @click.option("--rtt", is_flag=True, help="Latency is the whole round trip, not half of it.")
 @click.option("-z", "--percentiles", metavar="LIST", help="e.g. 50,99,99.9.")
 @click.option(
@@ -223,7 +227,7 @@ def _plan(what: tuple[str, ...], flags: dict[str, Any]) -> Plan:
     given["benchmark"] = ",".join(names) or None
     given["channel"] = ",".join(flags["channel"]) or None
     given["option"] = "\n".join(flags["option"]) or None
-    for switch in ("validate", "rtt"):
+    for switch in ("validate", "rtt", "shard"):
         given[switch] = "true" if flags[switch] else None
     order = "in-order" if flags["in_order"] else flags["shuffle"] or "blocks"
     texts = {name: text for name, text in given.items() if text is not None}

@@ -39,6 +39,5 @@ def _row(case: Case) -> dict[str, object]:
 def _options(case: Case) -> dict[str, object]:
     """Those of a parameter server, then those of the channel."""
     ps = {} if case.ps is None else case.ps.to_json()
-    return {key: value for key, value in ps.items() if value is not None} | dict(
-        sorted(case.options.items())
-    )
+    given = {key: value for key, value in ps.items() if value}
+    return given | dict(sorted(case.options.items()))

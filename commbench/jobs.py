@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from commbench.benchmarks import PsSettings
+from commbench.benchmarks import PS_MODES, PsSettings, parse_straggler
 from commbench.errors import UsageError
 from commbench.payloads.schemes import SchemeOptions, parse_categories, parse_ratio
 from commbench.plan import ORDERS, Plan, Settings
@@ -47,6 +47,23 @@ def _switch(text: str, flag: str) -> bool:
     if text not in ("true", "false"):
         raise UsageError(f"{flag} {text}: allowed: true, false")
     return text == "true"
+
+
+def _on_off(text: str, flag: str) -> bool:
+    if text not in ("on", "off", "true", "false"):
+        raise UsageError(f"{flag} {text}: allowed: on, off")
+    return text in ("on", "true")
+
+
+def _ps_mode(text: str, flag: str) -> str:
+    if text not in PS_MODES:
+        raise UsageError(f"{flag} {text}: allowed: {', '.join(PS_MODES)}")
+    return text
+
+
+def _straggler(text: str, flag: str) -> str:
+    parse_straggler(text, flag)
+    return text
 
 
 def _warmup(text: str, flag: str) -> int:
@@ -98,6 +115,10 @@ SETTINGS: Mapping[str, Setting] = {
     "rtt": Setting("rtt", _switch, "--rtt"),
     "ps": Setting("ps.servers", parse_count, "--ps"),
     "workers": Setting("ps.workers", parse_count, "--workers"),
+    "ps-mode": Setting("ps.mode", _ps_mode, "--ps-mode"),
+    "shard": Setting("ps.shard", _switch, "--shard"),
+    "per-tensor": Setting("ps.per_tensor", _on_off, "--per-tensor"),
+    "straggler": Setting("ps.straggler", _straggler, "--straggler"),
     "loop": Setting("loop", _text, "--loop"),
     "timeout": Setting("timeout_s", parse_duration, "--timeout"),
     "option": Setting("options", _options, "-o/--option"),

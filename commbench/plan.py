@@ -175,12 +175,15 @@ class Settings:
             loop=self.loop,
             rtt=self.rtt,
             timeout_s=self.timeout_s,
-            ps=who[1] if kind.roles is None else None,
+            ps=self._steps(who[1], spec) if kind.roles is None else None,
         )
 
     def _ps(self, kind: type[Channel], ranks: int) -> PsSpec | None:
         asked = any(benchmark(name).roles is None for name in self.benchmarks)
         return self.ps.spec(ranks, kind.ranks_inside) if asked else None
+
+    def _steps(self, ps: PsSpec | None, payload: PayloadSpec) -> PsSpec | None:
+        return ps and ps.with_payload(payload, self.ps.per_tensor)
 
     def _options(self, kinds: Mapping[str, type[Channel]]) -> dict[str, dict[str, str]]:
         """The options of each channel that differ from its defaults; all are checked."""

@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commbench.errors import TransferError
+from commbench.harness.parameters import Parameters
+from commbench.payloads import gradients
+from commbench.payloads.buffers import Message
 
 BLOCK_OPERATIONS = 1 << 18
 
@@ -16,9 +19,14 @@ BLOCK_OPERATIONS = 1 << 18
 class Block:
     """One block of operations (``cb_run``). An operation is ``batch`` messages.
 
-    ``kind``: closed | windowed | open | serve | ask-and-serve. ``handler``: echo, sink or None.
-    Operation k goes to ``targets[k % len(targets)]``. Content is (seed, sender, number); with
-    ``verify_every`` the number grows by one per message and peer.
+    ``kind``: closed | windowed | open | serve | ask-and-serve. ``handler``: echo, sink, accumulate
+    or None. Operation k goes to ``targets[k % len(targets)]``. Content is (seed, sender, number);
+    with ``verify_every`` the number grows by one per message and peer.
+
+    ``calls``: where the messages of a step differ, the bytes that each has on arrival here; the
+    request slots are then those of call 0 by target, of call 1, ..., and a reply is as long as its
+    request. ``parameters``: content is gradients. ``stretch`` > 1: wait after each call until it
+    took so many times as long.
     """
 
     kind: str
@@ -36,16 +44,46 @@ class Block:
     verify_last: bool = False
     ordered: bool = True  # False: requests in flight of one peer may arrive in any order
     timeout_s: float = 60.0
+    calls: tuple[int, ...] = ()
+    parameters: Parameters | None = None
+    stretch: float = 1.0
+
+    def call(self, index: int) -> int:
+        """Which of the calls of a step the message ``index`` of a peer is."""
+        return index % len(self.calls) if self.calls else 0
+
+    def fill(self, message: Message, number: int, call: int) -> None:
+        """Write the content of this rank's message ``number``."""
+        if self.parameters is None:
+            message.fill(self.seed, self.rank, number)
+        else:
+            gradients.fill(message, self.seed, self.rank, number, call)
+
+    def verify(self, message: Message, sender: int, number: int, call: int) -> None:
+        """Raise PayloadMismatch unless this is message ``number`` of ``sender``."""
+        if self.parameters is None:
+            message.verify(self.seed, sender, number)
+        else:
+            gradients.verify(message, self.seed, sender, number, call)
+
+    def reply_length(self, request: Message) -> int:
+        """Bytes that the answer to this request must have."""
+        return request.nbytes if self.calls else self.reply_nbytes
+
+    def dawdle_ns(self, spent_ns: int) -> int:
+        """How long a straggler waits after a call."""
+        return int((self.stretch - 1) * spent_ns)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a block did."""
+    """What a block did; ``elements``: float32 that a handler added."""
 
     done: int = 0
     served: int = 0
     messages: int = 0
     validated: int = 0
+    elements: int = 0
 
 
 class Stamps:

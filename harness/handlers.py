@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from commbench.channels.base import Answer, Handler, Incoming
+from commbench.harness.parameters import Accumulate, Parameters
 from commbench.payloads.buffers import EMPTY, Message
 
 
@@ -48,8 +49,10 @@ class Reverse:
         return ready
 
 
-def handler_named(name: str) -> Handler:
-    """``echo``, ``sink`` or ``reverse``; KeyError otherwise."""
+def handler_named(name: str, parameters: Parameters | None = None) -> Handler:
+    """``echo``, ``sink``, ``reverse``, or with parameters ``accumulate``; KeyError otherwise."""
+    if name == "accumulate" and parameters is not None:
+        return Accumulate(parameters)
     handlers: dict[str, type[Echo | Sink | Reverse]] = {
         "echo": Echo,
         "sink": Sink,

@@ -87,11 +87,16 @@ class NativeLoop:
             intended=stamps.intended.ctypes.data,
             start=stamps.start.ctypes.data,
             end=stamps.end.ctypes.data,
+            call_nbytes=block.calls,
+            parameters=None if block.parameters is None else block.parameters.native,
+            stretch=block.stretch,
         )
         if outcome.error:
             peer = "" if outcome.peer < 0 else f" (peer: rank {outcome.peer})"
             raise _error(outcome.error, f"channel {self._channel.name}: {outcome.message}{peer}")
-        return Outcome(outcome.done, outcome.served, outcome.messages, outcome.validated)
+        return Outcome(
+            outcome.done, outcome.served, outcome.messages, outcome.validated, outcome.elements
+        )
 
     def close(self) -> None:
         try:
@@ -139,7 +144,7 @@ class PythonLoop:
         self._channel.finish()
 
     def run(self, block: Block, stamps: Stamps) -> Outcome:
-        handler = handler_named(block.handler) if block.handler else None
+        handler = handler_named(block.handler, block.parameters) if block.handler else None
         asker = Asker(self._channel, self._exchange, block, stamps, self._clock)
         if block.kind == "closed" and self._exchange.window == 1:
             return asker.pingpong()

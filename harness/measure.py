@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from commbench import _native
 from commbench.benchmarks import Benchmark, PsSpec, Role, benchmark
 from commbench.channels.base import Capability, Channel, Exchange
 from commbench.errors import UsageError
 from commbench.harness.loops import Block, Loop, NativeLoop, Outcome, PythonLoop, Stamps
+from commbench.harness.steps import Steps, slots, step_memory_nbytes, steps_of
 from commbench.harness.stop import StopFlag
 from commbench.harness.timeline import gather_span
 from commbench.histogram import Histogram, Int64Array
@@ -61,6 +65,9 @@ class Share:
     blocks: int = 0
     issuing_ns: int = 0  # with many askers: while all of them were issuing
     issued: int = 0  # operations of this rank that started and ended in that time
+    nbytes: int = 0  # of the messages that count
+    issued_nbytes: int = 0
+    elements: int = 0  # float32 that this server added in the steps that count
 
 
 class CaseRun:
@@ -83,6 +90,8 @@ class CaseRun:
         self.role = role_of(case, channel, rank)
         roles = (role_of(case, channel, each) for each in range(case.ranks))
         self.fan = max(len(role.targets) for role in roles)
+        self.steps = steps_of(case, self.role, rank, channel.ranks_inside)
+        self.turns = len(self.steps.calls) if self.steps else 1  # messages of a step to a target
         self.native = uses_native(case, channel)
         self.one_way = Capability.ONE_WAY in channel.capabilities
         self.stamps = stamps
@@ -128,6 +137,8 @@ class CaseRun:
         different = slots if distinct else 1
         sizes = self.case.payload.sizes
         reply = () if self.kind.handler == "sink" else sizes
+        if self.steps is not None:
+            return self.prepare_steps(self.steps)
         asks, serves = (bool(ranks) * slots for ranks in (self.role.targets, self.role.sources))
         exchange = Exchange(
             peers=peers,
@@ -142,7 +153,29 @@ class CaseRun:
             stop=self.rendezvous.stop,
         )
         self.requests = exchange.request[:different]
-        loop = self.make(exchange) if peers else None
+        return self.prepared(exchange)
+
+    def prepare_steps(self, steps: Steps) -> Loop | None:
+        """Each message of a step has slots of its own, and one call is in flight to each target."""
+        exchange = Exchange(
+            peers=self.role.peers,
+            window=1,
+            reply_every=1,
+            asks=bool(self.role.targets),
+            serves=bool(self.role.sources),
+            request=slots("request", steps.requests),
+            reply=slots("reply", steps.requests),
+            incoming=slots("incoming", (steps.incoming,) * len(self.role.sources)),
+            answer_nbytes=max(steps.calls),
+            stop=self.rendezvous.stop,
+        )
+        self.requests = exchange.request
+        if steps.parameters is not None:
+            steps.parameters.clear()
+        return self.prepared(exchange)
+
+    def prepared(self, exchange: Exchange) -> Loop | None:
+        loop = self.make(exchange) if exchange.peers else None
         self.rendezvous.barrier(PATIENCE_S)
         return loop
 
@@ -158,15 +191,20 @@ class CaseRun:
 
     @property
     def most(self) -> int:
-        """Operations with each target that a block may have: the stamps' room."""
-        return self.stamps.capacity // self.fan
+        """Steps that a block may have: the stamps' room, and sums that stay exact."""
+        most = self.stamps.capacity // (self.fan * self.turns)
+        if self.steps is not None and self.steps.parameters is not None:
+            most = min(most, self.steps.parameters.most_steps)
+        return max(1, most)
 
     def block(self, count: int, batch: int, number: int, every: bool, last: bool) -> Block:
-        """``count`` operations with each target."""
+        """``count`` steps: operations with each target, or where a step has several, so many
+        times these."""
+        steps, count = self.steps, count * self.turns
         role, nbytes = self.role, self.case.nbytes
         return Block(
             kind=self.loop_kind(),
-            handler=self.kind.handler if role.sources else None,
+            handler=self.handler if role.sources else None,
             targets=role.targets,
             rank=self.rank,
             count=count * len(role.targets),
@@ -180,7 +218,15 @@ class CaseRun:
             verify_last=last,
             ordered=Capability.UNORDERED not in self.channel.capabilities,
             timeout_s=self.case.timeout_s,
+            calls=steps.calls if steps else (),
+            parameters=steps.parameters if steps else None,
+            stretch=self.case.ps.stretch(self.rank) if self.case.ps else 1.0,
         )
+
+    @property
+    def handler(self) -> str:
+        ps = self.case.ps
+        return self.kind.handler if ps is None or ps.mode == "echo" else "accumulate"
 
     def loop_kind(self) -> str:
         if len(self.role.targets) > 1 or (self.role.targets and self.role.sources):
@@ -189,21 +235,23 @@ class CaseRun:
             return "serve"
         return "windowed" if self.kind.windowed else "closed"
 
-    def go(self, loop: Loop | None, block: Block) -> None:
+    def go(self, loop: Loop | None, block: Block) -> Outcome:
         outcome = loop.run(block, self.stamps) if loop is not None else Outcome()
         self.channel.settle(self.role.peers, self.case.timeout_s)
         self.share.validated += outcome.validated
+        return outcome
 
     def verified_pass(self, loop: Loop | None, window: int) -> None:
         """Untimed, through the same loop and engine; each message has content of its own."""
         batch = window if self.kind.windowed else 1
-        count = -(-VERIFIED_MESSAGES // batch)
+        count = -(-VERIFIED_MESSAGES // (batch * self.turns))
         self.go(loop, self.block(count, batch, FIRST_VERIFIED, every=True, last=False))
 
     def timed(self, loop: Loop | None) -> None:
         if self.role.targets and not self.every:
-            for request in self.requests:
-                request.fill(self.case.payload.seed, self.rank, TIMED_NUMBER)
+            block = self.block(1, self.batch, TIMED_NUMBER, every=False, last=False)
+            for index, request in enumerate(self.requests):
+                block.fill(request, TIMED_NUMBER, index // len(self.role.targets))
         if self.case.duration_s:
             self.by_duration(loop)
         else:
@@ -240,18 +288,21 @@ class CaseRun:
 
         The barrier keeps the blocks of several askers apart on the ranks that serve them.
         """
+        if self.steps is not None and self.steps.parameters is not None:
+            self.steps.parameters.clear()
         if self.share.blocks or self.kind.many:
             self.rendezvous.barrier(PATIENCE_S)
         origin = _native.now_ns()
         block = self.block(count, self.batch, self.number, every=self.every, last=not self.every)
         if self.every:
-            self.number += count * self.batch
+            self.number += count * self.batch * self.turns
         self.share.blocks += 1
-        self.go(loop, block)
+        outcome = self.go(loop, block)
+        self.share.elements += outcome.elements * (count - skip) // count
         start, end = self.stamps.start[: block.count], self.stamps.end[: block.count]
         self.share.summed_ns += int((end - start).sum())
         if skip < count:
-            warm = skip * len(self.role.targets)
+            warm = skip * len(self.role.targets) * self.turns
             if self.kind.many:
                 self.together(start, end, warm, origin)
             self.keep(start[warm:], end[warm:])
@@ -268,6 +319,7 @@ class CaseRun:
         self.share.histogram.add(halved(spent) if halve else spent)
         self.share.operations += len(start)
         self.share.messages += len(start) * self.batch
+        self.share.nbytes += self.sent_nbytes(np.ones(len(start), bool)) * self.batch
         if self.save is not None:
             self.save(start, end)
 
@@ -280,6 +332,14 @@ class CaseRun:
         self.share.issuing_ns += span.issuing_ns
         inside = (start >= span.all_from) & (end <= span.all_until)
         self.share.issued += int(inside.sum())
+        self.share.issued_nbytes += self.sent_nbytes(inside)
+
+    def sent_nbytes(self, which: NDArray[np.bool_]) -> int:
+        """Bytes of the chosen operations of a whole number of steps."""
+        if self.steps is None:
+            return int(which.sum()) * self.case.nbytes
+        sizes = np.array(self.steps.op_nbytes, np.int64)
+        return int((which.reshape(-1, len(sizes)).sum(0) * sizes).sum()) if len(which) else 0
 
 
 def elapsed_ns(start: Int64Array, end: Int64Array) -> int:
@@ -290,6 +350,8 @@ def elapsed_ns(start: Int64Array, end: Int64Array) -> int:
 def memory_nbytes(case: Case) -> int:
     """What the buffers of all ranks take at least: a request, a reply and what arrives, of each
     slot."""
+    if case.ps is not None and case.ps.differs:
+        return step_memory_nbytes(case.ps, case.payload.sizes)
     page = mmap.PAGESIZE
     message = sum(max(page, -(-size // page) * page) for size in case.payload.sizes)
     kind = benchmark(case.benchmark)

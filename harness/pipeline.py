@@ -25,6 +25,7 @@ class _Target:
     ops: int = 0
     posted: int = 0
     left: int = 0
+    ready: int = 0  # a straggler's next call is not before
 
 
 class Pipeline:
@@ -43,7 +44,8 @@ class Pipeline:
             )
             for i in range(n)
         ]
-        self.flights: dict[int, tuple[int, int, bool]] = {}  # slot -> operation, number, replied
+        # slot in flight -> operation, number, request and reply slot, replied
+        self.flights: dict[int, tuple[int, int, int, bool]] = {}
         self.replied: set[int] = set()
         self.origin = asker.clock()
 
@@ -74,7 +76,11 @@ class Pipeline:
             return outcome
         server.verify_last()
         return Outcome(
-            outcome.done, server.served, outcome.messages, outcome.validated + server.validated
+            outcome.done,
+            server.served,
+            outcome.messages,
+            outcome.validated + server.validated,
+            getattr(server.handler, "elements", 0),
         )
 
     def turn(self, server: Server | None) -> int:
@@ -96,6 +102,10 @@ class Pipeline:
     def patience(self) -> float:
         """Seconds that the next wait may last; at most 0.1, so that the stop flag is seen."""
         wait = min(0.1, self.asker.block.timeout_s)
+        if self.asker.block.stretch > 1:
+            now = self.asker.clock()
+            ready = [t.ready - now for t in self.targets if t.ops < t.total and t.free]
+            return max(0.0, min([wait, *(each / 1e9 for each in ready)]))
         if not self.open:
             return wait
         now = self.asker.clock() - self.origin
@@ -107,7 +117,8 @@ class Pipeline:
 
     def idle_by_schedule(self) -> bool:
         """Nothing is in flight and the next send lies in the future."""
-        return self.open and not self.flights and self.asker.done < self.asker.block.count
+        scheduled = self.open or self.asker.block.stretch > 1
+        return scheduled and not self.flights and self.asker.done < self.asker.block.count
 
     def may_post(self, i: int) -> bool:
         """May the next message to target i go out now? Stamps an operation's start."""
@@ -121,20 +132,29 @@ class Pipeline:
         op = target.ops * len(self.targets) + i
         if self.open and asker.clock() - self.origin < asker.stamps.intended[op]:
             return False
+        if target.ready and asker.clock() < target.ready:
+            return False
         if block.verify_every:
             for j in range(block.batch):
-                asker.request(target.free[-1 - j]).fill(block.seed, block.rank, target.number + j)
+                request = asker.request(self.slot_of(i, target.free[-1 - j]))
+                block.fill(request, target.number + j, block.call(target.ops))
         asker.stamps.start[op] = asker.clock()
         return True
+
+    def slot_of(self, i: int, free: int) -> int:
+        """Calls that differ have slots of their own, and one in flight for each target."""
+        return self.targets[i].ops * len(self.targets) + i if self.asker.block.calls else free
 
     def post_one(self, i: int) -> bool:
         asker, target, block = self.asker, self.targets[i], self.asker.block
         slot, every = target.free[-1], asker.exchange.reply_every
         replied = every == 1 or (every > 1 and target.posted == block.batch - 1)
-        reply = asker.reply(slot) if replied else None
-        if not asker.channel.post(block.targets[i], slot, asker.request(slot), reply):
+        message = self.slot_of(i, slot)
+        reply = asker.reply(message) if replied else None
+        if not asker.channel.post(block.targets[i], slot, asker.request(message), reply):
             return False
-        self.flights[slot] = (target.ops * len(self.targets) + i, target.number, replied)
+        op = target.ops * len(self.targets) + i
+        self.flights[slot] = (op, target.number, message, replied)
         target.free.pop()
         target.number += 1
         target.left += 1
@@ -158,14 +178,19 @@ class Pipeline:
 
     def complete(self, done: Done, now: int) -> None:
         asker, slot = self.asker, done.ticket
-        op, number, replied = self.flights.pop(slot)
+        op, number, message, replied = self.flights.pop(slot)
         target = self.targets[slot // asker.exchange.window]
         asker.stamps.end[op] = now  # the last message of an operation overwrites the others
         target.free.append(slot)
         target.left -= 1
         asker.messages += 1
+        if asker.block.stretch > 1:
+            target.ready = now + asker.block.dawdle_ns(now - int(asker.stamps.start[op]))
         if asker.block.batch == 1 or (target.left == 0 and target.posted == 0):
             asker.done += 1
         if replied:
             self.replied.add(slot)
-            asker.check(asker.reply(slot), done.reply_nbytes, number)
+            turn = op // len(self.targets)
+            asker.check(
+                asker.request(message), asker.reply(message), done.reply_nbytes, number, turn
+            )

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from commbench import _native
-from commbench.benchmarks import benchmark
+from commbench.benchmarks import PsSpec, benchmark
 from commbench.channels.base import Capability, Channel
 from commbench.channels.loopback import LoopbackChannel
 from commbench.errors import ChannelUnavailable
@@ -145,7 +145,9 @@ class Runner:
             warnings=[],
         )
         if case.ps is not None:
-            record["rpc"] = throughput(case, shares)
+            record["rpc"] = throughput(shares)
+            if case.ps.mode != "echo":
+                record["work"] = work(case.ps, shares)
         record["warnings"] = warnings(record)
         return record
 
@@ -186,11 +188,19 @@ def combine(case: Case, shares: Sequence[Any]) -> Measured:
         elapsed_ns=max(each["elapsed_ns"] for each in shares),
         operations=sum(each["operations"] for each in shares),
         messages=messages,
-        nbytes=messages * case.nbytes,
+        nbytes=sum(each["nbytes"] for each in shares),
     )
 
 
-def throughput(case: Case, shares: Sequence[Any]) -> Record:
+def work(ps: PsSpec, shares: Sequence[Any]) -> Record:
+    """What the servers did in the steps that count: per float32 one addition, 4 bytes of gradient
+    read, 4 of the accumulator read and 4 written. An ``async`` answer is a copy of these 4."""
+    elements = sum(each["elements"] for each in shares)
+    copied = 4 * elements if ps.mode == "async" else 0
+    return {"flops": elements, "bytes": 12 * elements, "copied_bytes": copied}
+
+
+def throughput(shares: Sequence[Any]) -> Record:
     """Calls while every worker was issuing: all of them, and those of each worker by rank."""
     interval_ns = max(each["issuing_ns"] for each in shares)
     calls = [each["issued"] for each in shares if each["operations"]]
@@ -199,7 +209,7 @@ def throughput(case: Case, shares: Sequence[Any]) -> Record:
         "calls": sum(calls),
         "per_s": per_second(sum(calls), interval_ns),
         "worker_per_s": [per_second(each, interval_ns) for each in calls],
-        "bytes_per_s": per_second(sum(calls) * case.nbytes, interval_ns),
+        "bytes_per_s": per_second(sum(each["issued_nbytes"] for each in shares), interval_ns),
     }
 
 

@@ -34,6 +34,7 @@ class Server:
         ahead = 1 if block.ordered else exchange.window
         first = range(block.number, block.number + ahead)
         self._expected: dict[int, deque[int]] = {peer: deque(first) for peer in exchange.peers}
+        self._calls = dict.fromkeys(exchange.peers, 0)  # messages of each peer, with block.calls
         self._last: deque[Incoming] = deque(maxlen=exchange.window)
         self._wake = threading.Condition()
         self._failure: Exception | None = None
@@ -71,8 +72,10 @@ class Server:
         if served >= block.serve:
             return Answer.LATER  # the asker is already in its next block
         try:
-            if block.verify_every or incoming.message.nbytes != block.request_nbytes:
-                self._check(incoming)
+            if block.calls:
+                self._check_call(incoming)
+            elif block.verify_every or incoming.message.nbytes != block.request_nbytes:
+                self._check(incoming, block.request_nbytes, 0)
             answer = self.handler.on_request(incoming)
         except Exception as error:
             self._failure = error
@@ -102,7 +105,14 @@ class Server:
 
     def verify_last(self) -> None:
         """Check the last window when the block asks for it."""
-        if not self.block.verify_last:
+        block = self.block
+        if block.parameters is not None:
+            steps = block.serve // (block.parameters.workers * block.parameters.calls)
+            self.validated += block.parameters.check(
+                block.seed, block.number, block.verify_every, steps
+            )
+            return
+        if not block.verify_last:
             return
         for incoming in self._last:
             incoming.message.verify(self.block.seed, incoming.peer, self.block.number)
@@ -124,26 +134,35 @@ class Server:
             answered += 1
         return answered
 
-    def _check(self, incoming: Incoming) -> None:
-        block = self.block
-        if incoming.message.nbytes != block.request_nbytes:
-            raise PayloadMismatch(
-                f"a request of rank {incoming.peer} has {incoming.message.nbytes} bytes "
-                f"instead of {block.request_nbytes}"
-            )
-        if block.verify_every:
-            self._check_content(incoming)
+    def _check_call(self, incoming: Incoming) -> None:
+        call = self.block.call(self._calls[incoming.peer])
+        self._calls[incoming.peer] += 1
+        self._check(incoming, self.block.calls[call], call)
 
-    def _check_content(self, incoming: Incoming) -> None:
+    def _check(self, incoming: Incoming, wanted: int, call: int) -> None:
+        nbytes = incoming.message.nbytes
+        if nbytes != wanted and self.block.parameters is not None:
+            raise PayloadMismatch(
+                f"a push of rank {incoming.peer} has {nbytes} bytes instead of {wanted}: not the "
+                f"tensors of call {call} of this step"
+            )
+        if nbytes != wanted:
+            raise PayloadMismatch(
+                f"a request of rank {incoming.peer} has {nbytes} bytes instead of {wanted}"
+            )
+        if self.block.verify_every:
+            self._check_content(incoming, call)
+
+    def _check_content(self, incoming: Incoming, call: int) -> None:
         """It is the next message of this peer, or in any order one that it has in flight."""
         expected = self._expected[incoming.peer]
         for number in expected:
             try:
-                incoming.message.verify(self.block.seed, incoming.peer, number)
+                self.block.verify(incoming.message, incoming.peer, number, call)
             except PayloadMismatch:
                 continue
             expected.remove(number)
             expected.append(max(number, expected[-1] if expected else number) + 1)
             self.validated += 1
             return
-        incoming.message.verify(self.block.seed, incoming.peer, expected[0])
+        self.block.verify(incoming.message, incoming.peer, expected[0], call)

@@ -183,6 +183,16 @@ typedef enum cb_loop_kind {
     CB_LOOP_ASK_AND_SERVE       /* ask and serve at once, in one thread */
 } cb_loop_kind;
 
+/* What a parameter server holds, and what workers push: float32, see cb_fill_gradients(). Each of the
+ * `ncalls` messages of a step has its own part of the parameters. */
+typedef struct cb_parameters {
+    int32_t first_worker;       /* workers are ranks first_worker .. first_worker + workers - 1 */
+    uint32_t workers;
+    uint32_t ncalls;
+    uint32_t deferred;          /* answers of a step wait until every worker has pushed it */
+    const cb_iov *weights;      /* on a server 2 * ncalls messages, two sets; else NULL */
+} cb_parameters;
+
 /* One block of operations. An operation is `batch` messages: 1 for a request, the window for
  * bandwidth, where the next operation starts when the last message of this one is done. */
 typedef struct cb_run {
@@ -208,6 +218,13 @@ typedef struct cb_run {
     uint64_t done, served, messages, validated;
     int32_t peer;               /* the peer that was waited for when it failed, or -1 */
     char message[256];          /* one line when the loop returns < 0 */
+    /* in; added after version 1 was frozen */
+    uint32_t ncalls;            /* 0: all messages are alike. Else message k of a peer is call
+                                   k % ncalls, the request slots are those of call 0 by target, then
+                                   of call 1, ..., and a reply is as long as its request */
+    const uint64_t *call_nbytes;    /* what call k has on arrival here; request_nbytes is not used */
+    const cb_parameters *parameters; /* NULL: content is that of cb_fill(); else gradients */
+    double stretch;             /* > 1: wait after each call until it took so many times as long */
 } cb_run;
 
 int cb_loop(cb_loop_kind kind, cb_run *run);
@@ -227,6 +244,19 @@ void cb_fill(const cb_iov *message, uint64_t seed, int32_t sender, uint64_t numb
  * byte that differs. */
 int cb_verify(const cb_iov *message, uint64_t seed, int32_t sender, uint64_t number,
               uint32_t *buffer, uint64_t *offset);
+
+/* A gradient: float32 k of buffer b of call c is an integer of -3 .. 3, a function of (seed, sender,
+ * number, b + c, k) that comes back after CB_GRADIENT_CYCLE numbers. */
+#define CB_GRADIENT_CYCLE 7u
+void cb_fill_gradients(const cb_iov *message, uint64_t seed, int32_t sender, uint64_t number,
+                       uint32_t call);
+int cb_verify_gradients(const cb_iov *message, uint64_t seed, int32_t sender, uint64_t number,
+                        uint32_t call, uint32_t *buffer, uint64_t *offset);
+/* The sums of all workers after `steps` steps that began with `number` and went on by `stride`. */
+void cb_weights_of(const cb_parameters *p, uint64_t number, uint64_t stride, uint64_t steps,
+                   float by_phase[CB_GRADIENT_CYCLE]);
+int cb_verify_floats(const cb_iov *message, uint64_t seed, uint32_t call, const float *by_phase,
+                     uint32_t *buffer, uint64_t *offset);
 
 #ifdef __cplusplus
 }

@@ -4,6 +4,8 @@
 
 #include "commbench_ops.h"
 
+#include <stdbool.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -21,6 +23,21 @@ typedef struct cb_reverse_state {
     int ready;
 } cb_reverse_state;
 cb_handler cb_reverse(cb_reverse_state *state);
+
+/* Adds pushed gradients into weights and answers with these; see accumulate.c. The handler has no ops
+ * when there was no memory. */
+typedef struct cb_accumulate {
+    const cb_parameters *p;
+    uint64_t *pushes, *tickets; /* by worker; by order of arrival in this step */
+    uint32_t pushed, pulled;    /* of the step that is being gathered */
+    uint64_t turn;              /* calls that are complete */
+    uint64_t elements;          /* added in all */
+} cb_accumulate;
+cb_handler cb_accumulator(cb_accumulate *a, const cb_parameters *p);
+void cb_accumulator_free(cb_accumulate *a);
+/* Are the weights what `steps` steps of all workers make of zeros? 0, or -EBADMSG and where not. */
+int cb_check_weights(const cb_parameters *p, uint64_t seed, uint64_t number, bool every,
+                     uint64_t steps, uint32_t *call, uint32_t *buffer, uint64_t *offset);
 
 /* Stream sockets, connected in Python, which owns them: ask[r] carries our requests to rank r,
  * serve[r] those of rank r to us; -1: none. They block, with SO_RCVTIMEO and SO_SNDTIMEO of

@@ -8,6 +8,8 @@
 
 #include <time.h>
 
+#define DAWDLE_NS INT64_C(50000000)
+
 int64_t cb_now_ns(void)
 {
     struct timespec t;
@@ -20,12 +22,26 @@ int64_t cb_now_ns(void)
 static int verify_last_replies(cb_run *run, uint64_t replies)
 {
     uint64_t slots = replies < run->c->nreply ? replies : run->c->nreply;
-    if (!(run->flags & CB_VERIFY_LAST) || run->reply_nbytes == 0)
+    if (!(run->flags & CB_VERIFY_LAST) || (run->reply_nbytes == 0 && run->ncalls == 0))
         return 0;
-    for (uint64_t i = 0; i < slots; i++) {
-        int rc = check_reply(run, -1, reply_slot(run, i), run->reply_nbytes, run->number);
+    for (uint64_t i = replies - slots; i < replies; i++) {
+        int rc = check_reply(run, -1, reply_slot(run, i), reply_length(run, request_slot(run, i)),
+                             run->number, i / run->ntargets);
         if (rc < 0)
             return rc;
+    }
+    return 0;
+}
+
+/* In pieces, so that the stop flag is seen. */
+static int dawdle(cb_run *run, int64_t spent_ns)
+{
+    int64_t until = cb_now_ns() + dawdle_ns(run, spent_ns), left;
+    while ((left = until - cb_now_ns()) > 0) {
+        if (__atomic_load_n(run->c->stop, __ATOMIC_RELAXED))
+            return fail(run, -ECANCELED, -1, "the run was stopped");
+        left = left < DAWDLE_NS ? left : DAWDLE_NS;
+        nanosleep(&(struct timespec){0, left}, NULL);
     }
     return 0;
 }
@@ -41,18 +57,20 @@ static int pingpong(cb_run *run)
         const cb_iov *request = request_slot(run, i), *reply = reply_slot(run, i);
         uint64_t number = run->number + i / run->ntargets, got = 0;
         if (every)
-            cb_fill(request, run->seed, run->rank, number);
+            fill_request(run, request, number, call_of(run, i / run->ntargets));
         run->start[i] = cb_now_ns();
         int rc = ops->exchange(self, peer, request, reply, &got, run->timeout_ns);
         run->end[i] = cb_now_ns();
         if (rc < 0)
             return rc == -ETIMEDOUT ? late(run, peer, "reply") : engine_failed(run, rc, peer);
-        if ((rc = check_length(run, peer, got, run->reply_nbytes, "reply")) < 0)
+        if ((rc = check_length(run, peer, got, reply_length(run, request), "reply")) < 0)
             return rc;
-        if (every && got && (rc = check_reply(run, peer, reply, got, number)) < 0)
+        if (every && got && (rc = check_reply(run, peer, reply, got, number, i / run->ntargets)) < 0)
             return rc;
         run->done++;
         run->messages++;
+        if (run->stretch > 1 && (rc = dawdle(run, run->end[i] - run->start[i])) < 0)
+            return rc;
     }
     return verify_last_replies(run, run->count);
 }
@@ -139,6 +157,8 @@ static int check_run(cb_run *run, cb_loop_kind kind)
         return fail(run, -EINVAL, -1, "targets, slots and batch do not fit");
     if (run->serve > 0 && !run->handler)
         return fail(run, -EINVAL, -1, "serving needs a handler");
+    if (run->parameters && (run->ncalls == 0 || run->parameters->ncalls != run->ncalls))
+        return fail(run, -EINVAL, -1, "parameters need a call for each of their messages");
     return 0;
 }
 

@@ -40,13 +40,36 @@ static inline int check_length(cb_run *run, int32_t peer, uint64_t got, uint64_t
     return fail(run, -EBADMSG, peer, line);
 }
 
+/* Which of the calls of a step the k-th message to or from a peer is. */
+static inline uint32_t call_of(const cb_run *run, uint64_t k)
+{
+    return run->ncalls ? (uint32_t)(k % run->ncalls) : 0;
+}
+
+static inline void fill_request(const cb_run *run, const cb_iov *message, uint64_t number,
+                                uint32_t call)
+{
+    if (run->parameters)
+        cb_fill_gradients(message, run->seed, run->rank, number, call);
+    else
+        cb_fill(message, run->seed, run->rank, number);
+}
+
+static inline int verify(const cb_run *run, const cb_iov *message, int32_t sender, uint64_t number,
+                         uint32_t call, uint32_t *buffer, uint64_t *offset)
+{
+    return run->parameters
+               ? cb_verify_gradients(message, run->seed, sender, number, call, buffer, offset)
+               : cb_verify(message, run->seed, sender, number, buffer, offset);
+}
+
 static inline int check_content(cb_run *run, int32_t peer, const cb_iov *message, int32_t sender,
-                                uint64_t number, const char *what)
+                                uint64_t number, uint32_t call, const char *what)
 {
     char line[160];
     uint32_t buffer;
     uint64_t offset;
-    if (cb_verify(message, run->seed, sender, number, &buffer, &offset) == 0) {
+    if (verify(run, message, sender, number, call, &buffer, &offset) == 0) {
         run->validated++;
         return 0;
     }
@@ -55,12 +78,49 @@ static inline int check_content(cb_run *run, int32_t peer, const cb_iov *message
     return fail(run, -EBADMSG, peer, line);
 }
 
-/* A reply fills the first nbytes of its slot. */
+/* What `steps` steps of all workers made of the parameters of a call. While answers are not deferred
+ * nobody but the server knows whose pushes an answer holds. */
+static inline int check_pull(cb_run *run, int32_t peer, const cb_iov *weights, uint32_t call,
+                             uint64_t steps)
+{
+    bool every = run->flags & CB_VERIFY_EVERY;
+    float expected[CB_GRADIENT_CYCLE];
+    char line[160];
+    uint32_t buffer;
+    uint64_t offset;
+    if (!run->parameters->deferred)
+        return 0;
+    cb_weights_of(run->parameters, every ? run->number + call : run->number,
+                  every ? run->ncalls : 0, steps, expected);
+    if (cb_verify_floats(weights, run->seed, call, expected, &buffer, &offset) == 0) {
+        run->validated++;
+        return 0;
+    }
+    snprintf(line, sizeof line, "weights after step %llu of this block differ in tensor %u at byte "
+             "%llu", (unsigned long long)steps, call + buffer, (unsigned long long)offset);
+    return fail(run, -EBADMSG, peer, line);
+}
+
+/* A reply fills the first nbytes of its slot; it answers message k of this block to that peer. */
 static inline int check_reply(cb_run *run, int32_t peer, const cb_iov *slot, uint64_t nbytes,
-                              uint64_t number)
+                              uint64_t number, uint64_t k)
 {
     cb_iov reply = {slot->iov, slot->n, nbytes};
-    return check_content(run, peer, &reply, run->rank, number, "reply");
+    if (run->parameters)
+        return check_pull(run, peer, &reply, call_of(run, k), k / run->ncalls + 1);
+    return check_content(run, peer, &reply, run->rank, number, 0, "reply");
+}
+
+/* Bytes that the answer to this request must have. */
+static inline uint64_t reply_length(const cb_run *run, const cb_iov *request)
+{
+    return run->ncalls ? request->nbytes : run->reply_nbytes;
+}
+
+/* How long a straggler waits after a call. */
+static inline int64_t dawdle_ns(const cb_run *run, int64_t spent_ns)
+{
+    return run->stretch > 1 ? (int64_t)((run->stretch - 1) * (double)spent_ns) : 0;
 }
 
 static inline const cb_iov *request_slot(const cb_run *run, uint64_t i)
@@ -82,6 +142,7 @@ typedef struct server {
     cb_incoming *last;          /* the last window, for CB_VERIFY_LAST */
     uint64_t keep;
     uint64_t deferred;
+    uint64_t *calls;            /* by peer: how many messages have come, with run->ncalls */
 } server;
 
 int cb_server_init(cb_run *run, server *s);

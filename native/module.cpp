@@ -115,8 +115,22 @@ struct Prepared {
 // What a block of operations did; error is 0 or an errno.
 struct Outcome {
     int error, peer;
-    uint64_t done, served, messages, validated;
+    uint64_t done, served, messages, validated, elements;
     std::string message;
+};
+
+// What cb_parameters says; the weights stay alive with it.
+struct Parameters {
+    cb_parameters p{};
+    nb::object keep;
+    Parameters(int32_t first_worker, uint32_t workers, uint32_t ncalls, bool deferred,
+               nb::object weights) : keep(std::move(weights)) {
+        const auto &slots = nb::cast<Slots &>(keep);
+        if (workers == 0 || ncalls == 0 || (slots.size() != 0 && slots.size() != 2 * ncalls))
+            throw nb::value_error("weights: two messages for each call, or none");
+        p = {first_worker, workers, ncalls, deferred,
+             slots.size() ? slots.messages.data() : nullptr};
+    }
 };
 
 int64_t *stamps(nb::handle address) {
@@ -127,15 +141,23 @@ int64_t *stamps(nb::handle address) {
 struct Handler {
     cb_handler handler{};
     cb_reverse_state reversed;
+    cb_accumulate accumulated{};
     bool given;
-    explicit Handler(nb::handle name_or_none) : given(!name_or_none.is_none()) {
+    Handler(nb::handle name_or_none, const cb_parameters *p) : given(!name_or_none.is_none()) {
         if (!given) return;
         std::string name = nb::cast<std::string>(name_or_none);
         if (name == "echo") handler = cb_echo;
         else if (name == "sink") handler = cb_sink;
         else if (name == "reverse") handler = cb_reverse(&reversed);
-        else throw nb::value_error("handler: echo, sink, reverse or None");
+        else if (name == "accumulate" && p && p->weights) accumulate(p);
+        else throw nb::value_error("handler: echo, sink, reverse, accumulate (with weights) or None");
     }
+    void accumulate(const cb_parameters *p) {
+        handler = cb_accumulator(&accumulated, p);
+        if (!handler.ops) throw std::bad_alloc();
+    }
+    Handler(const Handler &) = delete;
+    ~Handler() { cb_accumulator_free(&accumulated); }
 };
 
 cb_loop_kind kind_of(const std::string &name) {
@@ -151,14 +173,19 @@ Outcome run_loop(const std::string &kind, Prepared &prepared, nb::handle handler
                  std::vector<int32_t> targets, int32_t rank, uint64_t count, uint32_t batch,
                  uint64_t serve, uint64_t seed, uint64_t number, uint64_t request_nbytes,
                  uint64_t reply_nbytes, bool verify_every, bool verify_last, bool ordered, int64_t timeout_ns,
-                 nb::handle intended, nb::handle start, nb::handle end) {
+                 nb::handle intended, nb::handle start, nb::handle end,
+                 std::vector<uint64_t> call_nbytes, nb::handle parameters, double stretch) {
     if (!prepared.engine) throw nb::value_error("this case is finished");
     cb_run run{};
     run.abi_version = COMMBENCH_ABI_VERSION;
     run.struct_size = sizeof run;
     run.engine = prepared.engine;
     run.c = &prepared.c;
-    Handler served_by(handler);
+    if (!parameters.is_none()) run.parameters = &nb::cast<Parameters &>(parameters).p;
+    run.ncalls = static_cast<uint32_t>(call_nbytes.size());
+    run.call_nbytes = call_nbytes.data();
+    run.stretch = stretch;
+    Handler served_by(handler, run.parameters);
     run.handler = served_by.given ? &served_by.handler : nullptr;
     run.targets = targets.data();
     run.ntargets = static_cast<uint32_t>(targets.size());
@@ -183,7 +210,8 @@ Outcome run_loop(const std::string &kind, Prepared &prepared, nb::handle handler
         nb::gil_scoped_release release;
         rc = cb_loop(k, &run);
     }
-    return {-rc, run.peer, run.done, run.served, run.messages, run.validated, run.message};
+    return {-rc, run.peer, run.done, run.served, run.messages, run.validated,
+            served_by.accumulated.elements, run.message};
 }
 
 struct Loopback {
@@ -225,6 +253,10 @@ NB_MODULE(_native, m) {
         .def(nb::init<const std::vector<Addresses> &, nb::object>(), nb::arg("slots"),
              nb::arg("owner"))
         .def("__len__", &Slots::size)
+        .def("fill_gradients", [](Slots &s, size_t i, uint64_t seed, int32_t sender,
+                                  uint64_t number, uint32_t call) {
+            cb_fill_gradients(&s.at(i), seed, sender, number, call);
+        }, nb::arg("slot"), nb::arg("seed"), nb::arg("sender"), nb::arg("number"), nb::arg("call"))
         .def("fill", [](Slots &s, size_t i, uint64_t seed, int32_t sender, uint64_t number) {
             cb_fill(&s.at(i), seed, sender, number);
         }, nb::arg("slot"), nb::arg("seed"), nb::arg("sender"), nb::arg("number"))
@@ -246,6 +278,10 @@ NB_MODULE(_native, m) {
              nb::arg("incoming"), nb::arg("answer_nbytes"), nb::arg("stop"))
         .def("finish", &Prepared::finish);
 
+    nb::class_<Parameters>(m, "Parameters", "What a parameter server holds; see cb_parameters.")
+        .def(nb::init<int32_t, uint32_t, uint32_t, bool, nb::object>(), nb::arg("first_worker"),
+             nb::arg("workers"), nb::arg("calls"), nb::arg("deferred"), nb::arg("weights"));
+
     nb::class_<Outcome>(m, "Outcome", "What a block did; error is 0 or an errno.")
         .def_ro("error", &Outcome::error)
         .def_ro("peer", &Outcome::peer)
@@ -253,6 +289,7 @@ NB_MODULE(_native, m) {
         .def_ro("served", &Outcome::served)
         .def_ro("messages", &Outcome::messages)
         .def_ro("validated", &Outcome::validated)
+        .def_ro("elements", &Outcome::elements)
         .def_ro("message", &Outcome::message);
 
     m.def("run_loop", &run_loop, nb::arg("kind"), nb::arg("prepared"), nb::kw_only(),
@@ -260,12 +297,13 @@ NB_MODULE(_native, m) {
           nb::arg("batch"), nb::arg("serve"), nb::arg("seed"), nb::arg("number"),
           nb::arg("request_nbytes"), nb::arg("reply_nbytes"), nb::arg("verify_every"),
           nb::arg("verify_last"), nb::arg("ordered"), nb::arg("timeout_ns"), nb::arg("intended"), nb::arg("start"),
-          nb::arg("end"),
+          nb::arg("end"), nb::arg("call_nbytes"), nb::arg("parameters").none(), nb::arg("stretch"),
           nb::sig("def run_loop(kind: str, prepared: Prepared, *, handler: str | None, "
                   "targets: collections.abc.Sequence[int], rank: int, count: int, batch: int, "
                   "serve: int, seed: int, number: int, request_nbytes: int, reply_nbytes: int, "
                   "verify_every: bool, verify_last: bool, ordered: bool, timeout_ns: int, intended: int, "
-                  "start: int, end: int) -> Outcome"),
+                  "start: int, end: int, call_nbytes: collections.abc.Sequence[int], "
+                  "parameters: Parameters | None, stretch: float) -> Outcome"),
           "One block through cb_loop() without the GIL; intended, start and end are addresses of "
           "int64 arrays of count elements.");
     m.def("now_ns", &cb_now_ns, "CLOCK_MONOTONIC in ns: the clock of every stamp.");

@@ -12,10 +12,11 @@ typedef struct target {
     uint32_t posted;            /* messages of the operation being posted */
     uint32_t left;              /* messages of the operations in flight that are not done */
     uint32_t *free, nfree;      /* its slots that are not in flight */
+    int64_t ready_ns;           /* a straggler's next call is not before */
 } target;
 
 typedef struct flight {         /* by slot */
-    uint64_t op, number;
+    uint64_t op, number, message;   /* message: its request and reply slot in the case */
     bool replied, used;
 } flight;
 
@@ -54,6 +55,12 @@ static void pipeline_free(pipeline *p)
     free(p->free);
 }
 
+/* Calls that differ have slots of their own, and one in flight for each target. */
+static uint64_t slot_of(const cb_run *run, const target *t, uint32_t i, uint32_t free_slot)
+{
+    return run->ncalls ? t->ops * run->ntargets + i : free_slot;
+}
+
 /* May the next message of this target go out now? Stamps an operation's start. */
 static bool may_post(cb_run *run, pipeline *p, uint32_t i)
 {
@@ -67,10 +74,12 @@ static bool may_post(cb_run *run, pipeline *p, uint32_t i)
         return false;
     if (p->open && cb_now_ns() - p->origin < run->intended[op])
         return false;
+    if (t->ready_ns && cb_now_ns() < t->ready_ns)
+        return false;
     if (run->flags & CB_VERIFY_EVERY)
         for (uint32_t j = 0; j < run->batch; j++)
-            cb_fill(request_slot(run, t->free[t->nfree - 1 - j]), run->seed, run->rank,
-                    t->number + j);
+            fill_request(run, request_slot(run, slot_of(run, t, i, t->free[t->nfree - 1 - j])),
+                         t->number + j, call_of(run, t->ops));
     run->start[op] = cb_now_ns();
     return true;
 }
@@ -81,12 +90,13 @@ static int post_one(cb_run *run, pipeline *p, uint32_t i)
     uint32_t slot = t->free[t->nfree - 1];
     bool replied = run->c->reply_every == 1 ||
                    (run->c->reply_every > 1 && t->posted == run->batch - 1);
+    uint64_t message = slot_of(run, t, i, slot);
     int rc = run->engine->ops->post(run->engine->self, run->targets[i], slot,
-                                    request_slot(run, slot),
-                                    replied ? reply_slot(run, slot) : NULL);
+                                    request_slot(run, message),
+                                    replied ? reply_slot(run, message) : NULL);
     if (rc < 0)
         return rc;
-    p->f[slot] = (flight){t->ops * run->ntargets + i, t->number++, replied, true};
+    p->f[slot] = (flight){t->ops * run->ntargets + i, t->number++, message, replied, true};
     t->nfree--;
     t->left++;
     if (++t->posted == run->batch) {
@@ -118,16 +128,19 @@ static int complete(cb_run *run, pipeline *p, const cb_done *d, int64_t now)
     t->free[t->nfree++] = slot;
     t->left--;
     run->messages++;
+    if (run->stretch > 1)
+        t->ready_ns = now + dawdle_ns(run, now - run->start[f->op]);
     if (run->batch == 1 || (t->left == 0 && t->posted == 0)) {
         t->done_ops++;
         run->done++;
     }
     if (!f->replied)
         return 0;
-    int rc = check_length(run, run->targets[i], d->reply_nbytes, run->reply_nbytes, "reply");
+    uint64_t wanted = reply_length(run, request_slot(run, f->message));
+    int rc = check_length(run, run->targets[i], d->reply_nbytes, wanted, "reply");
     if (rc == 0 && (run->flags & CB_VERIFY_EVERY) && d->reply_nbytes)
-        rc = check_reply(run, run->targets[i], reply_slot(run, slot), d->reply_nbytes,
-                         f->number);
+        rc = check_reply(run, run->targets[i], reply_slot(run, f->message), d->reply_nbytes,
+                         f->number, f->op / run->ntargets);
     return rc;
 }
 
@@ -149,10 +162,24 @@ static int reap(cb_run *run, pipeline *p, int64_t timeout_ns)
     return n;
 }
 
+/* Up to the next call that a straggler holds back. */
+static int64_t patience_of_straggler(cb_run *run, pipeline *p)
+{
+    int64_t wait = run->timeout_ns, now = cb_now_ns();
+    for (uint32_t i = 0; i < run->ntargets; i++) {
+        target *t = &p->t[i];
+        if (t->ops < t->total && t->nfree > 0 && t->ready_ns - now < wait)
+            wait = t->ready_ns > now ? t->ready_ns - now : 0;
+    }
+    return wait;
+}
+
 /* How long the next wait may be: up to the next intended send of an open loop. */
 static int64_t patience(cb_run *run, pipeline *p)
 {
     int64_t wait = run->timeout_ns, now;
+    if (run->stretch > 1)
+        return patience_of_straggler(run, p);
     if (!p->open)
         return wait;
     now = cb_now_ns() - p->origin;
@@ -189,14 +216,30 @@ static int turn(cb_run *run, pipeline *p, server *s)
     return n + rc;
 }
 
+/* Of calls that differ the replies of the last step. */
+static int verify_last_step(cb_run *run)
+{
+    uint64_t last = (uint64_t)run->ncalls * run->ntargets;
+    int rc = 0;
+    for (uint64_t op = run->count - (run->count < last ? run->count : last);
+         rc == 0 && op < run->count; op++)
+        rc = check_reply(run, run->targets[op % run->ntargets], reply_slot(run, op),
+                         request_slot(run, op)->nbytes, run->number, op / run->ntargets);
+    return rc;
+}
+
 static int verify_used_replies(cb_run *run, pipeline *p)
 {
-    if (!(run->flags & CB_VERIFY_LAST) || run->reply_nbytes == 0)
+    if (!(run->flags & CB_VERIFY_LAST))
+        return 0;
+    if (run->ncalls)
+        return verify_last_step(run);
+    if (run->reply_nbytes == 0)
         return 0;
     for (uint32_t slot = 0; slot < run->c->window * run->ntargets; slot++) {
         int rc = p->f[slot].used && p->f[slot].replied
                      ? check_reply(run, -1, reply_slot(run, slot), run->reply_nbytes,
-                                   run->number)
+                                   run->number, 0)
                      : 0;
         if (rc < 0)
             return rc;
@@ -215,7 +258,7 @@ int cb_pipelined(cb_run *run, bool open)
     int64_t quiet_since = p.origin;
     while (rc >= 0 && (run->done < run->count || run->served < run->serve || s.deferred > 0)) {
         rc = turn(run, &p, &s);
-        if (rc > 0 || (open && patience(run, &p) < run->timeout_ns))
+        if (rc > 0 || ((open || run->stretch > 1) && patience(run, &p) < run->timeout_ns))
             quiet_since = cb_now_ns();
         else if (rc == 0 && cb_now_ns() - quiet_since > run->timeout_ns)
             rc = late(run, -1, "progress");

@@ -1,4 +1,5 @@
 /* The serving half of the loops: accept, check, handle, answer. */
+#include "engines.h"
 #include "loops.h"
 
 #include <stdlib.h>
@@ -15,7 +16,8 @@ int cb_server_init(cb_run *run, server *s)
     size_t numbers = (size_t)s->npeers * s->ahead;
     s->expected = calloc(numbers + 1, sizeof *s->expected);
     s->last = calloc((size_t)s->keep + 1, sizeof *s->last);
-    if (!s->expected || !s->last)
+    s->calls = calloc((size_t)s->npeers + 1, sizeof *s->calls);
+    if (!s->expected || !s->last || !s->calls)
         return fail(run, -ENOMEM, -1, "out of memory");
     for (size_t i = 0; i < numbers; i++)
         s->expected[i] = run->number + i % s->ahead;
@@ -26,6 +28,7 @@ void cb_server_free(server *s)
 {
     free(s->expected);
     free(s->last);
+    free(s->calls);
 }
 
 static int send_answer(cb_run *run, uint64_t ticket, const cb_iov *answer, int32_t peer)
@@ -35,15 +38,15 @@ static int send_answer(cb_run *run, uint64_t ticket, const cb_iov *answer, int32
 }
 
 /* The next message of this peer, or in any order one of those that it has in flight. */
-static int check_request(cb_run *run, server *s, const cb_incoming *in)
+static int check_request(cb_run *run, server *s, const cb_incoming *in, uint32_t call)
 {
     uint32_t ahead = s->ahead, i = 0, buffer;
     uint64_t *expected = s->expected + (size_t)in->peer * ahead, offset;
-    while (i < ahead && cb_verify(&in->message, run->seed, in->peer, expected[i], &buffer,
-                                   &offset) < 0)
+    while (i < ahead && verify(run, &in->message, in->peer, expected[i], call, &buffer,
+                               &offset) < 0)
         i++;
     if (i == ahead)
-        return check_content(run, in->peer, &in->message, in->peer, expected[0], "request");
+        return check_content(run, in->peer, &in->message, in->peer, expected[0], call, "request");
     for (; i + 1 < ahead; i++)
         expected[i] = expected[i + 1];
     expected[ahead - 1]++;
@@ -51,14 +54,28 @@ static int check_request(cb_run *run, server *s, const cb_incoming *in)
     return 0;
 }
 
+static int check_request_length(cb_run *run, const cb_incoming *in, uint32_t call)
+{
+    char line[160];
+    uint64_t wanted = run->ncalls ? run->call_nbytes[call] : run->request_nbytes;
+    if (!run->parameters || in->message.nbytes == wanted)
+        return check_length(run, in->peer, in->message.nbytes, wanted, "request");
+    uint32_t n = run->parameters->weights[call].n;
+    snprintf(line, sizeof line, "a push has %llu bytes instead of %llu: not the tensor%s %u to %u "
+             "of this step", (unsigned long long)in->message.nbytes, (unsigned long long)wanted,
+             n > 1 ? "s" : "", call, call + (n > 0 ? n - 1 : 0));
+    return fail(run, -EBADMSG, in->peer, line);
+}
+
 static int serve_one(cb_run *run, server *s, const cb_incoming *in)
 {
-    int rc = check_length(run, in->peer, in->message.nbytes, run->request_nbytes, "request");
-    if (rc < 0)
-        return rc;
     if (in->peer < 0 || in->peer >= s->npeers)
         return fail(run, -EPROTO, in->peer, "a request from a rank that is no peer");
-    if (run->flags & CB_VERIFY_EVERY && (rc = check_request(run, s, in)) < 0)
+    uint32_t call = call_of(run, s->calls[in->peer]++);
+    int rc = check_request_length(run, in, call);
+    if (rc < 0)
+        return rc;
+    if (run->flags & CB_VERIFY_EVERY && (rc = check_request(run, s, in, call)) < 0)
         return rc;
     if (run->serve - run->served <= s->keep)
         s->last[run->serve - run->served - 1] = *in;
@@ -123,11 +140,31 @@ int cb_serve_some(cb_run *run, server *s, int64_t timeout_ns)
     return rc < 0 ? rc : n;
 }
 
+/* The sums show every push, and the last one need not be there any more. */
+static int verify_weights(cb_run *run)
+{
+    const cb_parameters *p = run->parameters;
+    uint32_t call, buffer;
+    uint64_t offset, steps = run->serve / ((uint64_t)p->workers * p->ncalls);
+    char line[160];
+    int rc = cb_check_weights(p, run->seed, run->number, run->flags & CB_VERIFY_EVERY, steps, &call,
+                              &buffer, &offset);
+    if (rc < 0) {
+        snprintf(line, sizeof line, "the weights after %llu steps differ in tensor %u at byte %llu",
+                 (unsigned long long)steps, call + buffer, (unsigned long long)offset);
+        return fail(run, rc, -1, line);
+    }
+    run->validated += p->ncalls;
+    return 0;
+}
+
 int cb_verify_last_requests(cb_run *run, server *s)
 {
+    if (run->parameters && run->parameters->weights && run->serve > 0)
+        return verify_weights(run);
     for (uint64_t i = 0; i < s->keep; i++) {
         int rc = check_content(run, s->last[i].peer, &s->last[i].message, s->last[i].peer,
-                               run->number, "request");
+                               run->number, 0, "request");
         if (rc < 0)
             return rc;
     }
@@ -160,7 +197,7 @@ static int serve_echo(cb_run *run, server *s)
 static bool echoes(const cb_run *run)
 {
     return run->c->window == 1 && run->c->npeers == 1 && run->c->reply_every == 1 &&
-           run->handler->ops == cb_echo.ops && !(run->flags & CB_VERIFY_EVERY);
+           run->handler->ops == cb_echo.ops && !(run->flags & CB_VERIFY_EVERY) && !run->ncalls;
 }
 
 int cb_serve(cb_run *run)

@@ -155,11 +155,19 @@ def title(record: Record) -> str:
     parts += [f"payload={_payload(record)}", f"loop={record['loop']}"]
     if record["delivery"] == "acked":
         parts.append("delivery=acked")
-    parts += [f"{name}={value}" for name, value in case.get("ps", {}).items() if value is not None]
+    parts += ps_words(case)
     parts += [f"{name}={value}" for name, value in sorted(case["options"].items())]
     if record["launch"]:
         parts.append(f"launch={record['launch']}")
     return "  ".join(parts)
+
+
+def ps_words(case: Record) -> list[str]:
+    """Servers, workers and what is not the default of a parameter server."""
+    shown = {name: value for name, value in case.get("ps", {}).items() if value}
+    if shown.get("mode") == "echo":
+        del shown["mode"]
+    return [name if value is True else f"{name}={value}" for name, value in shown.items()]
 
 
 def where(run: Record) -> str:

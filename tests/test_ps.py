@@ -40,7 +40,7 @@ def test_workers_call_all_servers(channel: str, servers: int, workers: int, tmp_
     pairs = servers * workers
     for case, nbytes in zip(found, (1, 4096), strict=True):
         assert case["case"]["ranks"] == servers + workers
-        assert case["case"]["ps"] == {"servers": servers, "workers": workers}
+        assert PsSpec(**case["case"]["ps"]) == PsSpec(servers, workers)
         assert case["estimator"] == "rtt"
         assert case["n"] == case["messages"] == 200 * pairs
         assert case["nbytes_total"] == 200 * pairs * nbytes
@@ -73,7 +73,7 @@ def test_by_duration_all_are_issuing_most_of_the_time(loop: str, tmp_path: Path)
 
 def test_one_server_and_the_rest_are_workers(tmp_path: Path) -> None:
     (case,) = ran(tmp_path / "x.jsonl", "-n", 4, "-m", 8, "-i", 20, "-x", 0)
-    assert case["case"]["ps"] == {"servers": 1, "workers": 3}
+    assert PsSpec(**case["case"]["ps"]) == PsSpec(1, 3)
     assert case["n"] == 60
 
 
@@ -119,7 +119,7 @@ def test_a_job_file_has_the_same_keys(tmp_path: Path) -> None:
     ((case,),) = plan.blocks(load, 6)
     assert case.ps == PsSpec(2, 3)
     assert type(case).from_json(case.to_json() | {"ps": case.ps.to_json()}) == case
-    assert case.key()["ps"] == {"servers": 2, "workers": 3}
+    assert PsSpec(**case.key()["ps"]) == case.ps
 
 
 def test_roles() -> None:

@@ -13,11 +13,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from commbench.benchmarks.ps import PsSettings, PsSpec
+from commbench.benchmarks.ps import PS_MODES, PsSettings, PsSpec, parse_straggler
 from commbench.benchmarks.role import Role
 from commbench.errors import UsageError
 
-__all__ = ["BENCHMARKS", "LARGE", "Benchmark", "PsSettings", "PsSpec", "Role", "benchmark"]
+__all__ = [
+    "BENCHMARKS",
+    "LARGE",
+    "PS_MODES",
+    "Benchmark",
+    "PsSettings",
+    "PsSpec",
+    "Role",
+    "benchmark",
+    "parse_straggler",
+]
 
 LARGE = 8192  # OSU: fewer iterations for messages above this many bytes
 
