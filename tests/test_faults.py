@@ -65,6 +65,51 @@ def test_a_rank_killed_in_a_case(channel: str, victim: int, output: Path) -> Non
     kept(output)
 
 
+PS_JOB = """
+[global]
+benchmark = "ps"
+channel = "{channel}"
+ps-mode = "push-pull"
+workers = 2
+message-size = "64K"
+[short]
+iterations = 10
+warmup = 0
+[long]
+duration = "5m"
+"""
+
+
+def training(channel: str, output: Path) -> Running:
+    """A server and two workers, in the middle of the steps of a second case."""
+    job = output.with_name("ps.toml")
+    job.write_text(PS_JOB.format(channel=channel))
+    running = Running(COMMBENCH, "run", job, "--in-order", "--output", output)
+    in_second_case(running, output)
+    return running
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_a_server_killed_in_mid_step(channel: str, output: Path) -> None:
+    running = training(channel, output)
+    running.kill_rank(0)
+    running.end(30).one_line(5, f"rank 0 on {HOST} was killed by SIGKILL")
+    kept(output)
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_a_worker_killed_while_the_others_wait_for_its_push(channel: str, output: Path) -> None:
+    """Stopped first: the server has the other worker's push and defers its answer."""
+    running = training(channel, output)
+    os.kill(running.rank(2), signal.SIGSTOP)
+    time.sleep(0.5)
+    running.kill_rank(2)
+    ended = running.end(30)
+    ended.one_line(5, f"rank 2 on {HOST} was killed by SIGKILL")
+    assert ended.elapsed_s < ENDS_WITHIN_S
+    kept(output)
+
+
 @pytest.mark.parametrize("loop", ["native", "python"])
 def test_a_rank_without_a_part_may_be_lost_too(loop: str, output: Path) -> None:
     """Over loopback rank 1 only waits; rank 0 is in a loop that hears nothing of it."""
