@@ -11,9 +11,13 @@ from commbench.errors import UsageError
 from commbench.harness.timeline import Span, span_of
 from commbench.reports.report import report
 from commbench.schema import mismatch
+from tests import usable
 from tests.command import cases, commbench
 
-CHANNELS = ["tcp", "uds", "grpc", "loopback", pytest.param("mpi", marks=pytest.mark.mpi)]
+CHANNELS = [
+    *("tcp", "uds", "loopback"),
+    *(usable.channel(name) for name in ("grpc", "grpc-core", "mpi", "grpc+mpi")),
+]
 
 
 @pytest.mark.parametrize("channel", CHANNELS)

@@ -15,13 +15,16 @@ from commbench.registry import load
 from commbench.reports.report import report
 from commbench.reports.stats import merge_launches
 from commbench.schema import mismatch
+from tests import usable
 from tests.command import cases, commbench
 
 CASES = [
     ("tcp", 2, 2),
     ("uds", 1, 2),
-    ("grpc", 1, 2),
-    pytest.param("mpi", 2, 2, marks=pytest.mark.mpi),
+    usable.channel("grpc", 1, 2),
+    usable.channel("grpc-core", 2, 2),
+    usable.channel("mpi", 2, 2),
+    usable.channel("grpc+mpi", 1, 2),
 ]
 
 

@@ -19,6 +19,7 @@ from commbench.harness.parameters import Accumulate, Parameters
 from commbench.harness.steps import step_memory_nbytes
 from commbench.payloads import gradients
 from commbench.payloads.buffers import Message, allocate
+from tests import usable
 from tests.command import commbench
 from tests.test_ps import consistent, ran
 
@@ -38,10 +39,14 @@ def work(elements: int, copied: int = 0) -> dict[str, int]:
         ("tcp", "async", ("--loop", "python", "--per-tensor", "on")),
         ("uds", "push-pull", ("--loop", "python", "-c")),
         ("uds", "async", ("--ps", 2, "--shard")),
-        ("grpc", "push-pull", ("--per-tensor", "on", "-c")),
-        ("grpc", "async", ("--mode", "serialized")),
-        pytest.param("mpi", "push-pull", ("--per-tensor", "on"), marks=pytest.mark.mpi),
-        pytest.param("mpi", "async", ("--ps", 2, "-c"), marks=pytest.mark.mpi),
+        usable.channel("grpc", "push-pull", ("--per-tensor", "on", "-c")),
+        usable.channel("grpc", "async", ("--mode", "serialized")),
+        usable.channel("grpc-core", "push-pull", ("--mode", "serialized", "-c")),
+        usable.channel("grpc-core", "async", ("--ps", 2, "--shard")),
+        usable.channel("mpi", "push-pull", ("--per-tensor", "on")),
+        usable.channel("mpi", "async", ("--ps", 2, "-c")),
+        usable.channel("grpc+mpi", "push-pull", ("-c",)),
+        usable.channel("grpc+mpi", "async", ("--per-tensor", "on")),
     ],
 )
 def test_sums_are_exact(channel: str, mode: str, argv: tuple[Any, ...], tmp_path: Path) -> None:
