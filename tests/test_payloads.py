@@ -153,7 +153,7 @@ def test_category_sizes_stay_in_the_ranges_of_the_paper(name: str) -> None:
 @pytest.mark.parametrize(
     ("scheme", "options", "says"),
     [
-        ("zipf", {}, "--scheme zipf: no such payload scheme; allowed: uniform, random, skew"),
+        ("zipf", {}, "--scheme zipf: no such payload scheme; allowed: contiguous, uniform"),
         ("trace", {}, "--scheme trace: no such payload scheme"),
         ("uniform", {"iovec": 0}, "--iovec 0: allowed: 1 to"),
         ("uniform", {"iovec": -3}, "--iovec -3: allowed: 1 to"),

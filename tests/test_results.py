@@ -237,8 +237,8 @@ def test_a_full_disk_is_one_clear_line() -> None:
     writer._file = open("/dev/full", "w")  # noqa: SIM115
     with pytest.raises(CommbenchError, match=rf"/dev/full: {os.strerror(errno.ENOSPC)}"):
         writer.run(header())
-    with pytest.raises(OSError, match="No space"):
-        writer.close()
+    writer.close()  # says nothing more
+    assert writer._file.closed
 
 
 def test_no_number_that_is_not_json(tmp_path: Path) -> None:
