@@ -41,6 +41,9 @@ class Prepared:
 
     def __init__(self, capsule: object, peers: Sequence[int], window: int, reply_every: int, asks: bool, serves: bool, request: object, reply: object, incoming: object, answer_nbytes: int, stop: object) -> None: ...
 
+    def copied(self) -> int:
+        """Payload bytes that the engine has copied so far."""
+
     def finish(self) -> None: ...
 
 class Parameters:

@@ -36,6 +36,9 @@ class Loop(Protocol):
     name: str
 
     def run(self, block: Block, stamps: Stamps) -> Outcome: ...
+    def copied(self) -> int:
+        """Payload bytes that the channel has copied so far, see ``Channel.copied``."""
+
     def close(self) -> None: ...
 
 
@@ -98,6 +101,9 @@ class NativeLoop:
             outcome.done, outcome.served, outcome.messages, outcome.validated, outcome.elements
         )
 
+    def copied(self) -> int:
+        return self._prepared.copied()
+
     def close(self) -> None:
         try:
             self._prepared.finish()
@@ -139,6 +145,9 @@ class PythonLoop:
         self._exchange = exchange
         self._clock = clock
         channel.prepare(exchange)
+
+    def copied(self) -> int:
+        return self._channel.copied()
 
     def close(self) -> None:
         self._channel.finish()

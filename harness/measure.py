@@ -68,6 +68,7 @@ class Share:
     nbytes: int = 0  # of the messages that count
     issued_nbytes: int = 0
     elements: int = 0  # float32 that this server added in the steps that count
+    copied: int = 0  # payload bytes that its channel copied for them
 
 
 class CaseRun:
@@ -297,8 +298,11 @@ class CaseRun:
         if self.every:
             self.number += count * self.batch * self.turns
         self.share.blocks += 1
+        before = loop.copied() if loop is not None else 0
         outcome = self.go(loop, block)
-        self.share.elements += outcome.elements * (count - skip) // count
+        if loop is not None and self.role.sources:
+            self.share.elements += outcome.elements * (count - skip) // count
+            self.share.copied += (loop.copied() - before) * (count - skip) // count
         start, end = self.stamps.start[: block.count], self.stamps.end[: block.count]
         self.share.summed_ns += int((end - start).sum())
         if skip < count:

@@ -194,9 +194,11 @@ def combine(case: Case, shares: Sequence[Any]) -> Measured:
 
 def work(ps: PsSpec, shares: Sequence[Any]) -> Record:
     """What the servers did in the steps that count: per float32 one addition, 4 bytes of gradient
-    read, 4 of the accumulator read and 4 written. An ``async`` answer is a copy of these 4."""
+    read, 4 of the accumulator read and 4 written. Apart, what their channels and framing copied; an
+    ``async`` answer is a copy of these 4, too."""
     elements = sum(each["elements"] for each in shares)
-    copied = 4 * elements if ps.mode == "async" else 0
+    copied = sum(each["copied"] for each in shares)
+    copied += 4 * elements if ps.mode == "async" else 0
     return {"flops": elements, "bytes": 12 * elements, "copied_bytes": copied}
 
 

@@ -141,6 +141,11 @@ typedef struct cb_channel_ops {
 
     /* One line, valid until the next call; never NULL. */
     const char *(*last_error)(void *self);
+
+    /* Added after version 1 was frozen; may be NULL or missing (struct_size). Payload bytes that this
+     * engine and its framing have copied in all: staging, packing, serializing. What a kernel or a
+     * library does inside its own calls is not known and not in it. */
+    uint64_t (*copied)(void *self);
 } cb_channel_ops;
 
 typedef struct cb_engine {

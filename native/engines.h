@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-/* Loopback: one process asks itself. fault: "", "flip", "swap", "short", "repeat"; it strikes the
+/* Loopback: one process asks itself. fault: "", "flip", "swap", "short", "few", "repeat"; it strikes the
  * message number fault_at (from 0, over all messages of the engine's life). */
 cb_engine *cb_loopback_open(const char *fault, uint64_t fault_at);
 void cb_loopback_close(cb_engine *engine);

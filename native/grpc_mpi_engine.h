@@ -38,6 +38,11 @@ static const char *last_error(void *self)
     return ((engine *)self)->error;
 }
 
+static uint64_t copied(void *self)
+{
+    return __atomic_load_n(&((engine *)self)->counters.copied_nbytes, __ATOMIC_RELAXED);
+}
+
 static const cb_channel_ops ops = {
     .abi_version = COMMBENCH_ABI_VERSION,
     .struct_size = sizeof(cb_channel_ops),
@@ -50,6 +55,7 @@ static const cb_channel_ops ops = {
     .answer = answer,
     .progress = progress,
     .last_error = last_error,
+    .copied = copied,
 };
 
 static bool start_thread(engine *e)

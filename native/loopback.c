@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum fault { FAULT_NONE, FAULT_FLIP, FAULT_SWAP, FAULT_SHORT, FAULT_REPEAT };
+enum fault { FAULT_NONE, FAULT_FLIP, FAULT_SWAP, FAULT_SHORT, FAULT_FEW, FAULT_REPEAT };
 
 typedef struct parcel {         /* one message on its way; its index is the server's ticket */
     uint64_t ticket;
@@ -33,6 +33,7 @@ typedef struct loopback {
     parcel *parcels;
     ring idle, arrived, done;
     uint64_t *reply_nbytes;     /* by parcel */
+    uint64_t copied;            /* payload bytes, in all */
     const char *error;
 } loopback;
 
@@ -98,7 +99,7 @@ static int prepare(void *self, const cb_case *c)
 }
 
 /* Copies `from` into the memory of `to`, buffer by buffer when the layouts agree. */
-static uint64_t copy(const cb_iov *to, const cb_iov *from)
+static uint64_t copy(loopback *l, const cb_iov *to, const cb_iov *from)
 {
     uint32_t t = 0, f = 0;
     size_t t_at = 0, f_at = 0;
@@ -120,6 +121,7 @@ static uint64_t copy(const cb_iov *to, const cb_iov *from)
             f_at = 0;
         }
     }
+    l->copied += copied;
     return copied;
 }
 
@@ -158,7 +160,7 @@ static void deliver(loopback *l, parcel *p, const cb_iov *slot, const cb_iov *re
     p->in.message = *slot;
     if (struck && l->fault == FAULT_REPEAT)
         return;
-    if (copy(slot, request) < slot->nbytes)
+    if (copy(l, slot, request) < slot->nbytes)
         cut(p, request->nbytes);
     if (!struck)
         return;
@@ -168,6 +170,8 @@ static void deliver(loopback *l, parcel *p, const cb_iov *slot, const cb_iov *re
         swap_buffers(slot);
     else if (l->fault == FAULT_SHORT && slot->nbytes > 0)
         cut(p, p->in.message.nbytes - 1);
+    else if (l->fault == FAULT_FEW && slot->n > 0)
+        cut(p, p->in.message.nbytes - slot->iov[slot->n - 1].iov_len);
 }
 
 static int post(void *self, int32_t peer, uint64_t ticket, const cb_iov *request,
@@ -226,7 +230,7 @@ static int answer(void *self, uint64_t ticket, const cb_iov *answer)
         return refuse(l, -EINVAL, "no such ticket to answer");
     if (answer->nbytes > l->parcels[ticket].reply->nbytes)
         return refuse(l, -EMSGSIZE, "an answer is larger than the reply slot");
-    l->reply_nbytes[ticket] = copy(l->parcels[ticket].reply, answer);
+    l->reply_nbytes[ticket] = copy(l, l->parcels[ticket].reply, answer);
     l->parcels[ticket].reply = NULL;
     push(&l->done, l->size, (uint32_t)ticket);
     return 0;
@@ -251,15 +255,21 @@ static const char *last_error(void *self)
     return ((loopback *)self)->error;
 }
 
+static uint64_t copied_so_far(void *self)
+{
+    return ((loopback *)self)->copied;
+}
+
 static const cb_channel_ops loopback_ops = {
     .abi_version = COMMBENCH_ABI_VERSION, .struct_size = sizeof(cb_channel_ops),
     .prepare = prepare, .finish = finish, .post = post, .poll = poll_done, .exchange = exchange,
     .accept = accept_some, .answer = answer, .progress = progress, .last_error = last_error,
+    .copied = copied_so_far,
 };
 
 static enum fault fault_named(const char *name)
 {
-    static const char *const names[] = {"", "flip", "swap", "short", "repeat"};
+    static const char *const names[] = {"", "flip", "swap", "short", "few", "repeat"};
     for (int i = FAULT_FLIP; i <= FAULT_REPEAT; i++)
         if (strcmp(name, names[i]) == 0)
             return (enum fault)i;

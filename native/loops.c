@@ -6,6 +6,7 @@
  */
 #include "loops.h"
 
+#include <stddef.h>
 #include <time.h>
 
 #define DAWDLE_NS INT64_C(50000000)
@@ -150,7 +151,7 @@ static int check_run(cb_run *run, cb_loop_kind kind)
     bool asks = kind != CB_LOOP_SERVE && run->count > 0;
     if (run->abi_version != COMMBENCH_ABI_VERSION || run->struct_size < sizeof *run ||
         run->engine->abi_version != COMMBENCH_ABI_VERSION ||
-        run->engine->ops->struct_size < sizeof(cb_channel_ops))
+        run->engine->ops->struct_size < offsetof(cb_channel_ops, copied))
         return fail(run, -EPROTO, -1, "the engine was built for another version of the ABI");
     if (asks && (run->ntargets == 0 || run->c->nrequest == 0 || run->c->nreply == 0 ||
                  run->batch == 0 || run->batch > run->c->window))

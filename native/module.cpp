@@ -104,6 +104,12 @@ struct Prepared {
         engine = nullptr;
         fail(rc, why.c_str());
     }
+    // What the engine has copied so far; 0 where it does not count.
+    uint64_t copied() const {
+        const cb_channel_ops *ops = engine ? engine->ops : nullptr;
+        bool counts = ops && ops->struct_size > offsetof(cb_channel_ops, copied) && ops->copied;
+        return counts ? ops->copied(engine->self) : 0;
+    }
     [[noreturn]] static void fail(int rc, const char *why) {
         PyObject *args = Py_BuildValue("(is)", -rc, why);
         PyErr_SetObject(PyExc_OSError, args);
@@ -276,6 +282,7 @@ NB_MODULE(_native, m) {
              nb::arg("capsule"), nb::arg("peers"), nb::arg("window"), nb::arg("reply_every"),
              nb::arg("asks"), nb::arg("serves"), nb::arg("request"), nb::arg("reply"),
              nb::arg("incoming"), nb::arg("answer_nbytes"), nb::arg("stop"))
+        .def("copied", &Prepared::copied, "Payload bytes that the engine has copied so far.")
         .def("finish", &Prepared::finish);
 
     nb::class_<Parameters>(m, "Parameters", "What a parameter server holds; see cb_parameters.")

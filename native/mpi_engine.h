@@ -33,6 +33,11 @@ static const char *last_error(void *self)
     return ((mpi *)self)->l.error;
 }
 
+static uint64_t copied(void *self)
+{
+    return ((mpi *)self)->l.copied;
+}
+
 static const cb_channel_ops ops = {
     .abi_version = COMMBENCH_ABI_VERSION,
     .struct_size = sizeof(cb_channel_ops),
@@ -45,6 +50,7 @@ static const cb_channel_ops ops = {
     .answer = answer,
     .progress = progress,
     .last_error = last_error,
+    .copied = copied,
 };
 
 cb_engine *MPI_OPEN(const cb_mpi_library *from)

@@ -22,6 +22,7 @@ typedef struct library {
     bool pack;
     layout *layouts;            /* open addressing; nlayouts is a power of two */
     uint32_t nlayouts, used, generation;
+    uint64_t copied;            /* payload bytes that were packed or unpacked */
     char error[512];
 } library;
 
@@ -218,6 +219,7 @@ static inline int outgoing(library *l, staging *s, const cb_iov *m, wire *w)
     if (rc < 0 || !packed(l, m))
         return rc;
     char *to = w->base;
+    l->copied += m->nbytes;
     for (uint32_t i = 0; i < m->n; i++) {
         if (m->iov[i].iov_len)
             memcpy(to, m->iov[i].iov_base, m->iov[i].iov_len);
@@ -227,11 +229,12 @@ static inline int outgoing(library *l, staging *s, const cb_iov *m, wire *w)
 }
 
 /* After a message of nbytes arrived through landing(). */
-static inline void landed(const library *l, const staging *s, const cb_iov *m, uint64_t nbytes)
+static inline void landed(library *l, const staging *s, const cb_iov *m, uint64_t nbytes)
 {
     const char *from = s->base;
     if (__builtin_expect(!packed(l, m), 1))
         return;
+    l->copied += nbytes;
     for (uint32_t i = 0; i < m->n && nbytes > 0; i++) {
         size_t part = m->iov[i].iov_len < nbytes ? m->iov[i].iov_len : nbytes;
         if (part)

@@ -79,6 +79,7 @@ typedef struct tcp {
     ring done, arrived;
     ring given;                 /* one-way messages handed out by the last accept() */
     struct iovec iov[WIRE_IOV_MAX];
+    uint64_t copied;            /* payload bytes that were sent as a copy; see wire_in for others */
     char error[200];
 } tcp;
 
@@ -194,6 +195,7 @@ static ssize_t send_some(conn *c, int flags, uint64_t *nbytes)
     flight *f = flight_at(c, peek(&c->queue, 0));
     if (c->queue.count == 1 && c->sent == 0 && wire_flat(f->request)) {
         *nbytes = sizeof f->le + f->request->nbytes;
+        c->t->copied += f->request->nbytes;
         return wire_send_flat(c->fd, &f->le, f->request, flags);
     }
     struct msghdr m = {.msg_iov = c->t->iov};
@@ -612,8 +614,10 @@ static ssize_t send_rest(conn *c, const wire_header *le, const cb_iov *answer, u
 {
     uint64_t nbytes = 0;
     struct msghdr m = {.msg_iov = c->t->iov};
-    if (sent == 0 && wire_flat(answer))
+    if (sent == 0 && wire_flat(answer)) {
+        c->t->copied += answer->nbytes;
         return wire_send_flat(c->fd, le, answer, flags);
+    }
     m.msg_iovlen = wire_gather(le, answer, sent, c->t->iov, WIRE_IOV_MAX, &nbytes);
     return sendmsg(c->fd, &m, flags);
 }
@@ -753,10 +757,20 @@ static const char *last_error(void *self)
     return ((tcp *)self)->error;
 }
 
+static uint64_t copied(void *self)
+{
+    const tcp *t = self;
+    uint64_t nbytes = t->copied;
+    for (uint32_t i = 0; i < 2 * t->size; i++)
+        nbytes += t->conns[i].in.copied;
+    return nbytes;
+}
+
 static const cb_channel_ops tcp_ops = {
     .abi_version = COMMBENCH_ABI_VERSION, .struct_size = sizeof(cb_channel_ops),
     .prepare = prepare, .finish = finish, .post = post, .poll = poll_done, .exchange = exchange,
     .accept = accept_some, .answer = answer, .progress = progress, .last_error = last_error,
+    .copied = copied,
 };
 
 cb_engine *cb_tcp_open(uint32_t size, const int *ask, const int *serve, int spin)

@@ -59,6 +59,7 @@ typedef struct wire_in {
     wire_cursor to;             /* where the rest of a message goes whose header is complete */
     bool careful;               /* a message was not the expected one: read headers alone */
     bool closed;                /* the peer ended the stream */
+    uint64_t copied;            /* payload bytes, in all */
     struct iovec iov[WIRE_IOV_MAX];
 } wire_in;
 
@@ -238,6 +239,7 @@ static inline int wire_take_whole(wire_in *in, wire_place place, void *ctx)
     if (!target)
         return -EPROTO;
     const char *payload = in->stage + in->head + sizeof le;
+    in->copied += nbytes;
     if (nbytes > 0 && target->iov[0].iov_len >= nbytes) {
         memcpy(target->iov[0].iov_base, payload, nbytes);
     } else {
@@ -271,6 +273,7 @@ static inline int wire_take(wire_in *in, wire_place place, void *ctx)
     }
     uint64_t have = in->tail - in->head, part = in->to.left < have ? in->to.left : have;
     wire_scatter(&in->to, in->stage + in->head, part);
+    in->copied += part;
     in->head += part;
     return wire_ended(in);
 }
@@ -342,6 +345,7 @@ static WIRE_SLOW int wire_put_right(wire_in *in, const cb_iov *guess, bool same,
     wire_move(&to, wire_at(guess, mine, got), rest);
     in->head = 0;
     in->tail = rest;
+    in->copied += rest + (same ? 0 : mine);
     if (same)
         wire_skip(&in->to, mine);
     else

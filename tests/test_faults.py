@@ -372,12 +372,13 @@ def test_a_stranger_at_the_rendezvous_does_not_take_a_place(tmp_path: Path, plac
 
 
 @pytest.mark.parametrize("loop", ["native", "python"])
-@pytest.mark.parametrize("fault", ["flip", "swap", "short", "repeat"])
+@pytest.mark.parametrize("fault", ["flip", "swap", "short", "few", "repeat"])
 def test_a_damaged_message_is_exit_5(fault: str, loop: str, output: Path) -> None:
     shape = ("--scheme", "uniform", "--iovec", "2", "--categories", "small")
     argv = ("run", "latency", "-C", "loopback", *shape, "-i", "50")
     done = commbench(*argv, "--loop", loop, "-o", f"fault={fault}", "--output", output)
-    done.one_line(5, f"rank 0 on {HOST}", " 6 " if fault != "short" else "19 bytes instead of 20")
+    lengths = {"short": "19 bytes instead of 20", "few": "10 bytes instead of 20"}
+    done.one_line(5, f"rank 0 on {HOST}", lengths.get(fault, " 6 "))
     assert cases(output) == []
 
 

@@ -181,6 +181,7 @@ FAULTS: Sequence[tuple[str, str]] = [
     ("flip", "differs in buffer 1"),
     ("swap", "differs in buffer 0"),
     ("short", "bytes instead of"),
+    ("few", "bytes instead of"),
     ("repeat", "differs in buffer 0"),
 ]
 

@@ -104,8 +104,8 @@ FIGURES: dict[str, Sequence[Figure]] = {
             Figure("grpc-core", "latency", n, LATENCY, "", count)
             for n, count in ((1, 2000), (65536, 1000), (1 << 20, 200))
         ),
-        Figure("grpc-core", "bandwidth", 1 << 20, GRPC_RATE, iterations=5),
-        Figure("grpc-core", "latency", SKEW_NBYTES, GATHERED, "", 50, scheme="skew"),
+        Figure("grpc-core", "bandwidth", 1 << 20, GRPC_RATE, iterations=15),
+        Figure("grpc-core", "latency", SKEW_NBYTES, GATHERED, "", 100, scheme="skew"),
     ],
     "ps": [Figure("tcp", "ps", 1024, PS_RATE, "wait=block", 5000, workers=2)],
     "ps-alone": [

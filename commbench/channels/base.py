@@ -187,6 +187,12 @@ class Channel(ABC):
         """
         return False
 
+    def copied(self) -> int:
+        """Payload bytes that this rank's channel and its framing have copied so far, in Python:
+        packing, unpacking, serializing. What a kernel or a library does inside its own calls is not
+        known and not in it; an engine counts its own (``cb_channel_ops.copied``)."""
+        return 0
+
     def native(self) -> NativeEngine | None:
         """The engine that a native loop drives, or None."""
         return None

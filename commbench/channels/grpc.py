@@ -249,6 +249,9 @@ class GrpcChannel(Channel):
     def answer(self, ticket: int, answer: Message) -> None:
         self._desk.answer(ticket, answer)
 
+    def copied(self) -> int:
+        return self._codec.copied
+
     def serve_inline(self, handler: Handler | None) -> bool:
         self._desk.handle(handler)
         if handler is None:

@@ -53,6 +53,7 @@ class Codec(Protocol):
     serialize: Serializer
     deserialize: Deserializer
     empty: Wire
+    copied: int  # payload bytes in all, see Channel.copied()
 
     def keep(self, requests: Sequence[Message], incoming: Sequence[Message] = ()) -> None:
         """Requests are sent again and again from now on, what came may be sent back as it is: what
@@ -86,6 +87,7 @@ class RawCodec:
     def __init__(self) -> None:
         self._kept: dict[Message, tuple[int, bytes]] = {}
         self._came: dict[Message, tuple[int, bytes]] = {}
+        self.copied = 0
 
     def keep(self, requests: Sequence[Message], incoming: Sequence[Message] = ()) -> None:
         self._kept = {each: _NOTHING for each in requests if len(each.views) == 1}
@@ -94,8 +96,10 @@ class RawCodec:
     def encode(self, message: Message) -> bytes:
         kept = self._kept.get(message)
         if kept is None:
+            self.copied += message.nbytes
             return b"".join(message.views)
         if kept[0] != message.revision:
+            self.copied += message.nbytes
             kept = self._kept[message] = (message.revision, message.views[0].tobytes())
         return kept[1]
 
@@ -111,28 +115,36 @@ class RawCodec:
         nbytes = len(wire)
         if nbytes == slot.nbytes and len(slot.views) == 1:  # first: every byte code counts here
             slot.views[0][:] = wire
+            self.copied += nbytes
             if slot in self._came:
                 self._came[slot] = (slot.revision, wire)
             return nbytes
         if nbytes > slot.nbytes:
             raise _no_room(nbytes, slot)
         scatter(slot, wire)
+        self.copied += nbytes
         return nbytes
 
 
 class ProtobufCodec:
-    """One ``bytes`` field for each buffer."""
+    """One ``bytes`` field for each buffer.
+
+    Three copies each way: ours into or out of a bytes object, and those of protobuf between it, its
+    message and the wire.
+    """
 
     def __init__(self) -> None:
         self._type = payload_type()
         self.empty: Wire = self._type()
         self.serialize: Serializer = self._type.SerializeToString
         self.deserialize: Deserializer = self._type.FromString
+        self.copied = 0
 
     def keep(self, requests: Sequence[Message], incoming: Sequence[Message] = ()) -> None:
         """Nothing is kept: making the protobuf message is what serializing costs."""
 
     def encode(self, message: Message) -> Wire:
+        self.copied += 3 * message.nbytes
         return self._type(buffers=[view.tobytes() for view in message.views])
 
     answer = encode
@@ -147,6 +159,7 @@ class ProtobufCodec:
                 view[:] = buffer
         else:
             scatter(slot, b"".join(buffers))
+        self.copied += 3 * nbytes
         return nbytes
 
 

@@ -1,7 +1,7 @@
 """``loopback``: one process asks itself. No transport: its numbers are the harness floor.
 
-``-o fault=flip|swap|short|repeat`` damages message ``fault_at`` on purpose, so that anyone can see
-validation fail.
+``-o fault=flip|swap|short|few|repeat`` damages message ``fault_at`` on purpose, so that anyone can
+see validation fail.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LoopbackChannel(Channel):
     capabilities = Capability.REQUEST | Capability.ONE_WAY | Capability.WINDOW | Capability.IOVEC
     ranks_inside = True
     options: ClassVar[Mapping[str, Option]] = {
-        "fault": Option("", "damage one message", ("", "flip", "swap", "short", "repeat")),
+        "fault": Option("", "damage one message", ("", "flip", "swap", "short", "few", "repeat")),
         "fault_at": Option("5", "number of the damaged message, from 0"),
     }
 
@@ -54,6 +54,7 @@ class LoopbackChannel(Channel):
             raise UsageError(f"-o fault_at={at}: allowed: 0 to 2^63 - 1")
         self._fault, self._fault_at = options["fault"], int(at)
         self._posted = 0
+        self._copied = 0
 
     @classmethod
     def open(cls, world: World, rendezvous: Rendezvous, options: Mapping[str, str]) -> Self:
@@ -106,12 +107,15 @@ class LoopbackChannel(Channel):
         parcel = self._parcels[ticket]
         if parcel.reply is None:
             raise TransferError(f"no ticket {ticket} to answer")
-        parcel.reply_nbytes = copy(parcel.reply, answer)
+        parcel.reply_nbytes = self._copy(parcel.reply, answer)
         parcel.reply = None
         self._done.append(ticket)
 
     def progress(self, timeout_s: float) -> bool:
         return bool(self._done or self._arrived)
+
+    def copied(self) -> int:
+        return self._copied
 
     def native(self) -> NativeEngine:
         return _native.LoopbackEngine(self._fault, self._fault_at)
@@ -122,12 +126,17 @@ class LoopbackChannel(Channel):
     def close(self) -> None:
         """Nothing is held."""
 
+    def _copy(self, to: Message, source: Message) -> int:
+        nbytes = copy(to, source)
+        self._copied += nbytes
+        return nbytes
+
     def _deliver(self, slot: Message, request: Message) -> Message:
         """Fill the slot; the fault strikes here, as a broken transport's would."""
         struck = self._fault if self._posted == self._fault_at else ""
         if struck == "repeat":
             return slot
-        message = slot.cut(copy(slot, request))
+        message = slot.cut(self._copy(slot, request))
         if struck == "flip" and slot.nbytes:
             slot.views[-1][0] ^= 0x10
         elif struck == "swap" and len(slot.views) > 1:
@@ -137,4 +146,6 @@ class LoopbackChannel(Channel):
             slot.views[1][:part] = first
         elif struck == "short":
             return slot.cut(message.nbytes - 1)
+        elif struck == "few" and slot.views:
+            return slot.cut(message.nbytes - slot.views[-1].nbytes)
         return message

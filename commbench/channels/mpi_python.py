@@ -87,6 +87,7 @@ class MpiMessages(Channel):
         self._active: list[_Operation] = []
         self._case: Exchange | None = None
         self._stop = stop
+        self._copied = 0
 
     # -- a case
 
@@ -331,8 +332,12 @@ class MpiMessages(Channel):
 
     # -- buffers
 
+    def copied(self) -> int:
+        return self._copied
+
     def _outgoing(self, message: Message) -> list[Any]:
         if self._pack and len(message.views) > 1:
+            self._copied += message.nbytes
             return [b"".join(message.views), message.nbytes, self._mpi.BYTE]
         return self._described(message)
 
@@ -344,6 +349,7 @@ class MpiMessages(Channel):
 
         def unpack(nbytes: int) -> None:
             at = 0
+            self._copied += nbytes
             for view in message.cut(nbytes).views:
                 view[:] = staging[at : at + view.nbytes]
                 at += view.nbytes

@@ -62,7 +62,7 @@ void Serve::done(bool ok) {
             if (!ok) return finish(grpc::Status::CANCELLED);
             stage = kArrived;
             s.arrived.push_back(this);
-            return;
+            return s.deliver();
         case kWriting:
             s.writing--;
             return end();
@@ -115,9 +115,57 @@ void Serve::begin_write() {
 
 // A slot goes back only now: the answer may have been made of it.
 void Serve::end() {
-    if (slot >= 0) s.free_slots.push_back(static_cast<uint32_t>(slot));
-    s.serving.drop(this);
+    State &state = s;
+    if (slot >= 0) state.free_slots.push_back(static_cast<uint32_t>(slot));
+    state.serving.drop(this);
     delete this;
+    state.deliver();
+}
+
+namespace {
+
+// The first nbytes of a slot.
+cb_iov cut(State &s, uint32_t index, uint64_t nbytes) {
+    const cb_iov &slot = s.c->incoming[index];
+    if (nbytes == slot.nbytes) return slot;
+    std::vector<iovec> &iov = s.cuts[index];
+    iov.assign(slot.iov, slot.iov + slot.n);
+    uint64_t rest = nbytes;
+    for (iovec &v : iov) {
+        v.iov_len = std::min<uint64_t>(v.iov_len, rest);
+        rest -= v.iov_len;
+    }
+    return {iov.data(), slot.n, nbytes};
+}
+
+// Into a slot. One-way: acknowledged at once.
+int take(State &s, Serve *call, uint32_t slot) {
+    int64_t nbytes = s.codec->decode(&call->request, s.c->incoming[slot]);
+    if (nbytes < 0) {
+        call->finish({grpc::StatusCode::FAILED_PRECONDITION, "not a message for the server's slot"});
+        return s.misfit(call->peer, "request", nbytes);
+    }
+    s.free_slots.pop_back();
+    cb_iov message = cut(s, slot, static_cast<uint64_t>(nbytes));
+    s.delivered.push_back({slot, call->peer, call->wants_reply, message});
+    if (call->wants_reply) {
+        call->slot = slot;
+        s.waiting[slot] = call;
+    } else {
+        call->reply({nullptr, 0, 0});
+    }
+    return 0;
+}
+
+}  // namespace
+
+// Arrived requests into free slots.
+void State::deliver() {
+    while (failure == 0 && !arrived.empty() && !free_slots.empty()) {
+        Serve *call = arrived.front();
+        arrived.pop_front();
+        failure = take(*this, call, free_slots.back());
+    }
 }
 
 }  // namespace commbench

@@ -63,6 +63,7 @@ class Raw final : public Codec {
                 if (!to.put(data, static_cast<size_t>(size))) return -EMSGSIZE;
         }
         wire->Clear();
+        copied_ += static_cast<uint64_t>(to.nbytes());
         return to.nbytes();
     }
 
@@ -72,7 +73,10 @@ class Raw final : public Codec {
     static constexpr size_t kCopied = 256;  // bytes: up to here copying costs less than counting
 
     grpc::Slice slice_of(const iovec &v) {
-        if (v.iov_len <= kCopied) return grpc::Slice(v.iov_base, v.iov_len);
+        if (v.iov_len <= kCopied) {
+            copied_ += v.iov_len;
+            return grpc::Slice(v.iov_base, v.iov_len);
+        }
         __atomic_add_fetch(&referring_, 1, __ATOMIC_RELAXED);
         return grpc::Slice(v.iov_base, v.iov_len, [](void *count) {
             __atomic_sub_fetch(static_cast<long *>(count), 1, __ATOMIC_RELEASE);
@@ -93,6 +97,7 @@ class Serialized final : public Codec {
         for (uint32_t i = 0; i < message.n; i++)
             out_.add_buffers(message.iov[i].iov_base, message.iov[i].iov_len);
         if (!grpc::SerializationTraits<Payload>::Serialize(out_, &wire, &own).ok()) wire.Clear();
+        copied_ += 2 * message.nbytes;
         return wire;
     }
 
@@ -101,6 +106,7 @@ class Serialized final : public Codec {
         Scatter to(slot);
         for (const std::string &buffer : in_.buffers())
             if (!to.put(buffer.data(), buffer.size())) return -EMSGSIZE;
+        copied_ += 2 * static_cast<uint64_t>(to.nbytes());
         return to.nbytes();
     }
 

@@ -24,6 +24,12 @@ class Codec {
 
     // Slices of gRPC that still refer to the application's memory.
     virtual long referring() const { return 0; }
+
+    // Payload bytes in all; protobuf writes and reads each once on its way.
+    uint64_t copied() const { return copied_; }
+
+  protected:
+    uint64_t copied_ = 0;
 };
 
 std::unique_ptr<Codec> make_codec(bool serialized);

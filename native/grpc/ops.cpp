@@ -18,6 +18,7 @@ int prepare(void *self, const cb_case *c) {
     s.c = c;
     s.cuts.assign(c->nincoming, {});
     s.waiting.assign(c->nincoming, nullptr);
+    s.failure = 0;
     s.free_slots.clear();
     for (uint32_t i = c->nincoming; i-- > 0;) s.free_slots.push_back(i);
     return 0;
@@ -75,43 +76,9 @@ int exchange(void *self, int32_t peer, const cb_iov *request, const cb_iov *repl
 void reclaim(State &s) {
     s.free_slots.insert(s.free_slots.end(), s.lent.begin(), s.lent.end());
     s.lent.clear();
+    s.deliver();
 }
 
-bool acceptable(const State &s) { return !s.arrived.empty() && !s.free_slots.empty(); }
-
-// The first nbytes of a slot.
-cb_iov cut(State &s, uint32_t index, uint64_t nbytes) {
-    const cb_iov &slot = s.c->incoming[index];
-    if (nbytes == slot.nbytes) return slot;
-    std::vector<iovec> &iov = s.cuts[index];
-    iov.assign(slot.iov, slot.iov + slot.n);
-    uint64_t rest = nbytes;
-    for (iovec &v : iov) {
-        v.iov_len = std::min<uint64_t>(v.iov_len, rest);
-        rest -= v.iov_len;
-    }
-    return {iov.data(), slot.n, nbytes};
-}
-
-// Into a slot. One-way: acknowledged at once; the slot is the application's until the next accept().
-int take(State &s, Serve *call, cb_incoming *in) {
-    uint32_t slot = s.free_slots.back();
-    int64_t nbytes = s.codec->decode(&call->request, s.c->incoming[slot]);
-    if (nbytes < 0) {
-        call->finish({grpc::StatusCode::FAILED_PRECONDITION, "not a message for the server's slot"});
-        return s.misfit(call->peer, "request", nbytes);
-    }
-    s.free_slots.pop_back();
-    *in = {slot, call->peer, call->wants_reply, cut(s, slot, static_cast<uint64_t>(nbytes))};
-    if (call->wants_reply) {
-        call->slot = slot;
-        s.waiting[slot] = call;
-    } else {
-        s.lent.push_back(slot);
-        call->reply({nullptr, 0, 0});
-    }
-    return 0;
-}
 
 // Answers are given to the kernel before the application goes on.
 int flush(State &s) {
@@ -122,13 +89,13 @@ int flush(State &s) {
 int accept_some(void *self, cb_incoming *in, uint32_t max, int64_t timeout_ns) {
     State &s = of(self);
     reclaim(s);
-    int rc = s.run_until([&s] { return acceptable(s); }, timeout_ns);
+    int rc = s.run_until([&s] { return !s.delivered.empty(); }, timeout_ns);
     if (rc <= 0) return rc;
     uint32_t n = 0;
-    for (; n < max && acceptable(s); n++) {
-        Serve *call = s.arrived.front();
-        s.arrived.pop_front();
-        if ((rc = take(s, call, &in[n])) < 0) return rc;
+    for (; n < max && !s.delivered.empty(); n++) {
+        in[n] = s.delivered.front();
+        s.delivered.pop_front();
+        if (!in[n].wants_reply) s.lent.push_back(static_cast<uint32_t>(in[n].ticket));
     }
     if (!s.lent.empty() && (rc = flush(s)) < 0) return rc;
     return static_cast<int>(n);
@@ -146,12 +113,14 @@ int answer(void *self, uint64_t ticket, const cb_iov *message) {
 int progress(void *self, int64_t timeout_ns) {
     State &s = of(self);
     reclaim(s);
-    int rc = s.run_until([&s] { return !s.done.empty() || acceptable(s); }, timeout_ns);
+    int rc = s.run_until([&s] { return !s.done.empty() || !s.delivered.empty(); }, timeout_ns);
     if (rc <= 0) return rc;
-    return (s.done.empty() ? 0 : CB_COMPLETED) | (acceptable(s) ? CB_ARRIVED : 0);
+    return (s.done.empty() ? 0 : CB_COMPLETED) | (s.delivered.empty() ? 0 : CB_ARRIVED);
 }
 
 const char *last_error(void *self) { return of(self).error.c_str(); }
+
+uint64_t copied(void *self) { return of(self).codec->copied(); }
 
 }  // namespace
 
@@ -160,6 +129,8 @@ int finish(void *self) {
     const grpc::Status over(grpc::StatusCode::CANCELLED, "the case is over");
     for (Serve *call : s.arrived) call->finish(over);
     s.arrived.clear();
+    s.delivered.clear();
+    s.free_slots.clear();
     for (Serve *call : s.waiting)
         if (call) call->finish(over);
     s.waiting.clear();
@@ -189,6 +160,7 @@ cb_channel_ops make_ops() {
     ops.answer = answer;
     ops.progress = progress;
     ops.last_error = last_error;
+    ops.copied = copied;
     return ops;
 }
 

@@ -5,7 +5,8 @@
 //    until the answer is out: the application may turn to other things afterwards.
 //  - A message is a ByteBuffer with a slice for each buffer. Large slices refer to the application's
 //    memory and are counted, so that finish() knows when gRPC has let go of all of them.
-//  - What arrives stays in gRPC's slices until accept() or poll() copies it into a slot.
+//  - A request is copied into a slot as soon as it has arrived, while it is in the cache, or when one
+//    is free; a reply when poll() hands it out.
 #ifndef COMMBENCH_GRPC_STATE_H
 #define COMMBENCH_GRPC_STATE_H
 
@@ -98,7 +99,7 @@ struct Serve final : Event {
     State &s;
     int peer = -1;
     bool wants_reply = false;
-    int64_t slot = -1;
+    int64_t slot = -1;                          // until the answer is out
     grpc::GenericServerContext context;
     grpc::GenericServerAsyncReaderWriter stream{&context};
     grpc::ByteBuffer request;
@@ -134,7 +135,9 @@ struct State {
     Calls<Ask> asking;
     Calls<Serve> serving;
     std::deque<Ask *> done;
-    std::deque<Serve *> arrived;
+    std::deque<Serve *> arrived;                // waiting for a free slot
+    std::deque<cb_incoming> delivered;          // waiting for accept()
+    int failure = 0;                            // of a delivery: -errno, for who calls next
     int writing = 0;                            // answers that are not out yet
     bool closing = false;
 
@@ -159,6 +162,8 @@ struct State {
         if (!closing) new Serve(*this);
     }
 
+    void deliver();
+
     // Handles one event, if there is one before the deadline.
     void step(int64_t deadline_ns) {
         void *tag;
@@ -175,6 +180,7 @@ struct State {
         for (;;) {
             step(std::min(deadline, now + kLook));
             if (ready()) return 1;
+            if (stoppable && failure < 0) return failure;
             if (stoppable && stopped()) return refuse(-ECANCELED, "the run was stopped");
             if ((now = now_ns()) >= deadline) return 0;
         }
