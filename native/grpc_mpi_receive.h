@@ -133,7 +133,7 @@ static int take_request(engine *e, span data, int32_t source)
     return rc;
 }
 
-/* The call that this response completes, or NULL. */
+/* The call that this response completes, or NULL. With the lock. */
 static lane *find_call(engine *e, peer *p, const response *r)
 {
     lane *a = NULL;
@@ -186,7 +186,9 @@ static int take_response(engine *e, span data, int32_t source)
     peer *p = peer_of(e, source);
     if (!read_response(data, &r))
         return refuse(e, -EPROTO, "a response cannot be read");
+    lock(e);
     lane *a = p ? find_call(e, p, &r) : NULL;
+    unlock(e);
     if (!a)
         return refuse(e, -EPROTO, "a response has a key or step that nobody asked for");
     int rc = land(e, a, &r, source);
