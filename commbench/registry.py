@@ -54,6 +54,8 @@ def load(name: str) -> type[Channel]:
     Raises UsageError for an unknown name, ChannelUnavailable when its module cannot be imported.
     """
     names = known()
+    if name == ALL:
+        raise UsageError("-C all stands alone: it is every channel that can run here")
     if name not in names:
         raise UsageError(f"-C {name}: no such channel; there are: {', '.join(names)}")
     return load_path(names[name], name)

@@ -176,6 +176,11 @@ def test_shipped_jobs_are_read(path: Path) -> None:
     assert make_plan({}, path).sections
 
 
+def test_all_channels_beside_another_name() -> None:
+    with pytest.raises(UsageError, match="-C all stands alone"):
+        list(make_plan({"channel": "all,tcp"}).blocks(registry.load, 2))
+
+
 def test_all_is_every_channel_that_runs_here_and_says_what_it_leaves_out() -> None:
     plan = make_plan({"channel": "all", "mode": "serialized"})
     assert "tcp" not in plan.channels()
