@@ -17,6 +17,7 @@ import click
 
 from commbench import __version__
 from commbench.errors import CommbenchError, UsageError
+from commbench.vm import vm
 
 if TYPE_CHECKING:
     from commbench.plan import Plan
@@ -436,6 +437,9 @@ def doctor() -> None:
     for finding in findings:
         _show(f"{finding.what}\n    why: {finding.why}\n    do:  {finding.remedy}")
     _show(f"# {len(findings)} findings" if findings else "# nothing found")
+
+
+cli.add_command(vm)
 
 
 def _open_streams() -> None:

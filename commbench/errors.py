@@ -32,6 +32,16 @@ class ChannelUnavailable(CommbenchError):
     exit_code = 4
 
 
+class MachineUnavailable(CommbenchError):
+    """The Soft-RoCE machine cannot be booted here: says what is missing and what brings it."""
+
+    exit_code = 4
+
+
+class MachineFailed(CommbenchError):
+    """The Soft-RoCE machine did not come to the end of the command."""
+
+
 class TransferError(CommbenchError):
     """The transport failed, timed out or answered nonsense."""
 

@@ -1,0 +1,255 @@
+"""Boot the machine, run one command in it, power off: virtme-ng under QEMU, by default without KVM.
+
+The guest sees the host's files, read-only; ``/tmp`` is a copy that is thrown away, and what is
+written below ``writable`` reaches the host. QEMU, and the virtme-run that starts it, are in a
+session of their own which is killed whatever happens, and die with this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from commbench.errors import Interrupted, MachineFailed, UsageError
+from commbench.harness.softroce.image import Image, path_of
+from commbench.harness.softroce.layout import ENDED, ORDER, PORTS, Order
+from commbench.harness.streams import unwritable
+
+_CONSOLE = "console.log"
+_QEMU = "qemu"
+_STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_KERNEL = (
+    "tsc=reliable",  # else it falls back to hpet
+    "loglevel=7",  # all but debugging goes into the log
+    # what udev would load for QEMU's devices, and nothing here needs: a third of the boot
+    "module_blacklist=ahci,libata,sr_mod,kvm,i6300esb,iTCO_wdt,lpc_ich,i2c_i801,powernow_k8,"
+    "acpi_cpufreq,aesni_intel,psmouse,evdev,button,joydev,serio_raw,qemu_fw_cfg,parport_pc,pcspkr",
+)
+_UNFIT = frozenset(' \t\n,="')  # virtme-run and the kernel's command line take these apart
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """``memory`` in bytes; ``loss`` in percent of packets; ``timeout_s`` from boot to power-off."""
+
+    image: Image
+    cpus: int = 2
+    memory: int = 4 << 30
+    kvm: bool = False
+    loss: float = 0.0
+    timeout_s: float = 600.0
+    writable: tuple[Path, ...] = ()
+
+
+def run(machine: Machine, command: Sequence[str], console: Path | None = None) -> int:
+    """Run ``command`` in the caller's folder and environment; its status as a shell gives it.
+
+    Both streams are passed on as they come; there is no standard input. ``console``: where the
+    kernel's log goes; None keeps it only when the machine fails. Raises MachineFailed when it did
+    not come to the command's end: the line names the log.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="commbench-vm-"))
+    log = console or folder / _CONSOLE
+    try:
+        _prepare(folder, machine, command)
+        with _new(log) as file, _stoppable():
+            _boot(folder, file, machine)
+        status = _status(folder)
+    except MachineFailed as error:
+        _forget(folder, but=log)
+        raise MachineFailed(f"vm: {error}; the console is in {log}") from None
+    except BaseException:
+        _forget(folder)
+        raise
+    _forget(folder)
+    return status
+
+
+def _forget(folder: Path, but: Path | None = None) -> None:
+    """Remove the folder; with ``but`` in it, all beside that file: the environment was there."""
+    if but is None or but.parent != folder:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for each in folder.iterdir():
+        if each.is_dir():
+            shutil.rmtree(each, ignore_errors=True)
+        elif each != but:
+            each.unlink()
+
+
+# ---------------------------------------------------------------------- before
+
+
+def _prepare(folder: Path, machine: Machine, command: Sequence[str]) -> None:
+    for each in (Path.cwd(), folder, *machine.writable):
+        _check(each)
+    env = {**os.environ, "PATH": path_of(os.environ.get("PATH", os.defpath)), "TMPDIR": "/tmp"}
+    order = Order(list(command), str(Path.cwd()), env, machine.loss)
+    with open(folder / ORDER, "x", encoding="utf-8", opener=_private) as file:
+        json.dump(asdict(order), file)
+    wrapper = folder / _QEMU
+    wrapper.write_text(f'#!/bin/sh\nexec {_dying(machine.image)} "$@"\n')
+    wrapper.chmod(0o700)
+
+
+def _dying(image: Image) -> str:
+    """QEMU, which nobody else would end when virtme-run is killed."""
+    return shlex.join([str(image.setpriv), "--pdeathsig", "KILL", str(image.qemu)])
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # the environment may hold secrets
+
+
+def _new(log: Path) -> IO[bytes]:
+    try:
+        return log.open("xb")
+    except OSError as error:
+        raise UsageError(f"--keep-console {log}: {error.strerror}") from None
+
+
+def _check(folder: Path) -> None:
+    if folder == Path("/"):
+        raise UsageError(
+            "vm: the folder it is run in is writable from the machine; allowed: any but /"
+        )
+    if _UNFIT & set(str(folder)):
+        raise UsageError(
+            f"vm: {folder}: allowed: a folder whose path has no space, comma, quote or equals sign"
+        )
+
+
+def _argv(folder: Path, machine: Machine, ports: Sequence[int]) -> list[str]:
+    """Of virtme-run, and not of vng, which makes a shell line of all this."""
+    image = machine.image
+    guest = [sys.executable, "-m", "commbench.harness.softroce.guest", str(folder)]
+    argv = [str(image.setpriv), "--pdeathsig", "KILL", str(image.virtme_run)]
+    argv += ["--kimg", str(image.kernel), "--mods", "auto"]
+    argv += ["--qemu-bin", str(folder / _QEMU), "--disable-microvm", "--force-9p"]
+    argv += ["--cpus", str(machine.cpus), "--memory", f"{machine.memory >> 20}M"]
+    argv += [] if machine.kvm else ["--disable-kvm"]
+    argv += ["--overlay-rwdir=/tmp"]
+    argv += [f"--rwdir={each}" for each in _outermost([folder, Path.cwd(), *machine.writable])]
+    for name, write_end in zip(PORTS, ports, strict=True):
+        argv += [f"--qemu-opt={word}" for word in _port(name, write_end)]
+    for option in _KERNEL:
+        argv += ["--kopt", option]
+    return [*argv, "--show-boot-console", "--script-sh", shlex.join(guest)]
+
+
+def _port(name: str, write_end: int) -> tuple[str, ...]:
+    """The command's streams have ports of their own: virtme-run's carry the kernel's log, too."""
+    chardev = f"file,id={name},path=/proc/self/fd/{write_end}"
+    port = f"virtserialport,name={name},chardev={name}"
+    return "-chardev", chardev, "-device", "virtio-serial-pci", "-device", port
+
+
+def _outermost(folders: Sequence[Path]) -> list[Path]:
+    """Each once, without those that lie in another one."""
+    found = {each.resolve() for each in folders}
+    return sorted(each for each in found if not found & set(each.parents))
+
+
+# ---------------------------------------------------------------------- between
+
+
+def _boot(folder: Path, log: IO[bytes], machine: Machine) -> None:
+    """Run virtme-run to its end or the deadline; nothing of it is left afterwards."""
+    deadline = time.monotonic() + machine.timeout_s
+    with contextlib.ExitStack() as stack:
+        # pipes, always: QEMU truncates what is a file and cannot open what is a socket
+        pipes = [os.pipe() for _ in range(3)]
+        for read_end, _ in pipes:
+            stack.callback(os.close, read_end)
+        *ports, console = [write_end for _, write_end in pipes]
+        process = subprocess.Popen(
+            _argv(folder, machine, ports),
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            pass_fds=ports,
+            env={**os.environ, "TMPDIR": str(folder)},  # when it is killed, its files go with ours
+            start_new_session=True,
+        )
+        stack.callback(_end, process)
+        for _, write_end in pipes:
+            os.close(write_end)
+        outs = (sys.stdout.buffer, sys.stderr.buffer, log)
+        if not _relay({pipe[0]: out for pipe, out in zip(pipes, outs, strict=True)}, deadline):
+            limit = f"{machine.timeout_s:g} s"
+            raise MachineFailed(f"not finished within {limit} (--timeout); it was stopped")
+
+
+def _relay(streams: Mapping[int, IO[bytes]], deadline: float) -> bool:
+    """Pass each on as it comes until all have ended; False when the deadline is before that."""
+    with selectors.DefaultSelector() as selector:
+        for read_end, out in streams.items():
+            selector.register(read_end, selectors.EVENT_READ, out)
+        while selector.get_map() and (left := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                if not _pass_on(key.fd, key.data):
+                    selector.unregister(key.fileobj)
+        return not selector.get_map()
+
+
+def _pass_on(read_end: int, out: IO[bytes]) -> bool:
+    """What is there; False at the end of the stream."""
+    data = os.read(read_end, 1 << 16)
+    try:
+        out.write(data)
+        out.flush()
+    except OSError as error:
+        raise unwritable(out, error) from None
+    return bool(data)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Its whole session; before it is reaped, so that the number is still its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Inside, a signal that asks this process to end is an exception, so that QEMU ends too."""
+    heard = [each for each in _STOPPERS if signal.getsignal(each) != signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, _stop) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in _STOPPERS:
+        signal.signal(each, signal.SIG_IGN)  # a second one must not keep QEMU from being killed
+    raise Interrupted(f"vm: stopped by {signal.Signals(number).name}")
+
+
+# ---------------------------------------------------------------------- after
+
+
+def _status(folder: Path) -> int:
+    try:
+        ended = json.loads((folder / ENDED).read_text("utf-8"))
+    except (OSError, ValueError):
+        raise MachineFailed("the machine ended before the command did") from None
+    if isinstance(ended, dict) and isinstance(ended.get("status"), int):
+        return int(ended["status"]) & 0xFF
+    raise MachineFailed(str(ended.get("error", ended) if isinstance(ended, dict) else ended))
