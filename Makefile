@@ -1,6 +1,7 @@
 # make        editable install into .venv, with everything for development
 # make demo   set up and run the main job on this machine's own two ranks: tables, file, picture
 # make test   set up and pass the tests
+# make test-rdma  the tests that need RDMA devices, in a virtual machine (make test does it, too)
 # make lint   ruff, mypy
 # make native-strict  our C and C++ with -Werror; make sanitize: the native tests under ASan, UBSan
 # make package        wheel and sdist, installed and tried in a clean environment
@@ -9,8 +10,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/* native/grpc/*)
 LIBRARIES := $(VENV)/libraries
+# pyverbs comes from the distribution and is built for its Python
+RDMA_PYTHON ?= /usr/bin/python3
+RDMA_VENV ?= .venv-rdma
 
-.PHONY: all demo test lint system-packages native-strict sanitize package clean
+.PHONY: all demo test test-rdma rdma-venv lint system-packages native-strict sanitize package clean
 .DELETE_ON_ERROR:
 # `test` installs system packages first, and what is built depends on them.
 .NOTPARALLEL:
@@ -48,6 +52,19 @@ system-packages:
 
 test: system-packages $(VENV)/dev.stamp
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(if $(PYTEST_ARGS),,scripts/rdma-ready $(BIN) $(RDMA_PYTHON) || exit 0; $(MAKE) test-rdma)
+
+# One editable build for each environment, or one would build into the other's folder.
+$(RDMA_VENV)/dev.stamp: $(SOURCES) $(LIBRARIES)
+	$(RDMA_PYTHON) -m venv --system-site-packages $(RDMA_VENV)
+	$(RDMA_VENV)/bin/python -m pip install --quiet \
+		--config-settings build-dir='build/rdma-{wheel_tag}' --editable '.[test]'
+	touch $@
+
+rdma-venv: $(RDMA_VENV)/dev.stamp
+
+test-rdma: system-packages rdma-venv
+	scripts/test-rdma $(RDMA_VENV)/bin $(PYTEST_ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -64,4 +81,4 @@ package: $(VENV)/dev.stamp
 	scripts/package $(BIN)/python
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(RDMA_VENV) build dist .mypy_cache .pytest_cache .ruff_cache

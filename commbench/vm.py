@@ -60,14 +60,14 @@ def run(
     Exit codes: the command's own; 2 usage, 4 the machine cannot be booted here,
     5 it failed, or --timeout passed: the line names its console's log.
     """
-    from commbench.harness.softroce import image, machine
+    from commbench.harness.softroce import image, machine, virtme
     from commbench.units import parse_duration, parse_size
 
     if not 0 <= loss <= 100:
         raise UsageError(f"--loss {loss:g}: allowed: 0 to 100 percent")
     nbytes = parse_size(memory, "--memory", least=_LEAST_MEMORY)
     timeout_s = parse_duration(timeout, "--timeout")
-    asked = machine.Machine(image.find(kernel), cpus, nbytes, kvm, loss, timeout_s, writable)
+    asked = virtme.Machine(image.find(kernel), cpus, nbytes, kvm, loss, timeout_s, writable)
     sys.exit(machine.run(asked, command, keep_console))
 
 

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+import os
 
-# A test fails for what it finds; how long an example takes says how busy the machine is.
-settings.register_profile("commbench", deadline=None)
-settings.load_profile("commbench")
+import pytest
+
+from commbench.harness.softroce.layout import IN_MACHINE
+
+if IN_MACHINE not in os.environ:  # importing it takes many seconds there, and no test needs it
+    from hypothesis import settings
+
+    # A test fails for what it finds; how long an example takes says how busy the machine is.
+    settings.register_profile("commbench", deadline=None)
+    settings.load_profile("commbench")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("rdma") and IN_MACHINE not in os.environ:
+        pytest.skip("needs two RDMA devices: make test-rdma runs it in the Soft-RoCE machine")

@@ -16,12 +16,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from commbench.harness.softroce.layout import ENDED, ENDS, IN_MACHINE, ORDER, PORTS, Order
+from commbench.harness.softroce.layout import (
+    ENDED,
+    ENDS,
+    HOST_FILES,
+    IN_MACHINE,
+    ORDER,
+    PORTS,
+    Order,
+)
 from commbench.harness.softroce.loss import set_loss
 from commbench.harness.sysfs import Tree
 
 _MODULES = ("rdma_rxe", "ib_uverbs", "rdma_ucm", "veth", "sch_netem")
 _CLOCK = "sys/devices/system/clocksource/clocksource0/current_clocksource"
+_MIRROR = Path("/run/commbench")
 _ACTIVE_WITHIN_S = 20.0
 _STEP_S = 60.0  # the longest that one ip or modprobe may take
 
@@ -34,6 +43,7 @@ def main(folder: Path) -> int:
     order = Order(**json.loads((folder / ORDER).read_text("utf-8")))
     os.environ["PATH"] = order.env["PATH"]
     try:
+        _cache(order.cached)
         _set_up(order.loss)
         ended: dict[str, Any] = {"status": _run(order)}
     except _NotReady as error:
@@ -41,6 +51,18 @@ def main(folder: Path) -> int:
     (folder / f"{ENDED}.new").write_text(json.dumps(ended), "utf-8")
     (folder / f"{ENDED}.new").rename(folder / ENDED)  # there as a whole or not at all
     return 0
+
+
+def _cache(folders: list[str]) -> None:
+    """Read these folders through a cache; virtme-ng mounts without, and each ``import`` shows it.
+
+    Files that the host changes meanwhile may then be seen as they were.
+    """
+    _MIRROR.mkdir()
+    how = "ro,trans=virtio,version=9p2000.L,access=any,msize=524288,cache=loose"
+    _do("mount", "-t", "9p", "-o", how, HOST_FILES, str(_MIRROR))
+    for folder in folders:
+        _do("mount", "--bind", f"{_MIRROR}{folder}", folder)
 
 
 def _set_up(loss: float) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 IN_MACHINE = "COMMBENCH_SOFTROCE"  # set in the environment of the command
 ORDER = "order.json"
 ENDED = "ended.json"
+HOST_FILES = "commbench"  # the tag of the file system with the host's files
 PORTS = ("commbench.stdout", "commbench.stderr")  # virtio ports of the command's streams
 
 
@@ -24,9 +25,13 @@ ENDS = (End("rxe0", "veth0", "10.77.0.1"), End("rxe1", "veth1", "10.77.0.2"))
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to run in the machine: argv, folder, environment; ``loss`` in percent of packets."""
+    """What to run in the machine: argv, folder, environment.
+
+    ``loss`` in percent of packets; ``cached``: folders of the host that nobody changes meanwhile.
+    """
 
     argv: list[str]
     cwd: str
     env: dict[str, str]
     loss: float
+    cached: list[str]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
+from collections.abc import Iterator
 
 from commbench.harness.softroce.layout import ENDS
 from commbench.harness.sysfs import Tree
@@ -19,6 +21,16 @@ def set_loss(percent: float) -> None:
             _tc("qdisc", "replace", *where, "netem", "loss", f"{percent:.6f}%")
         else:
             _tc("qdisc", "replace", *where, "noqueue")
+
+
+@contextlib.contextmanager
+def lossy(percent: float) -> Iterator[None]:
+    """Packets are lost inside, none afterwards; read ``drops`` inside."""
+    set_loss(percent)
+    try:
+        yield
+    finally:
+        set_loss(0)
 
 
 def drops() -> dict[str, int]:

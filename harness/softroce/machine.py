@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import selectors
-import shlex
 import shutil
 import signal
 import subprocess
@@ -19,40 +18,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 from commbench.errors import Interrupted, MachineFailed, UsageError
-from commbench.harness.softroce.image import Image, path_of
-from commbench.harness.softroce.layout import ENDED, ORDER, PORTS, Order
+from commbench.harness.softroce.layout import ENDED
+from commbench.harness.softroce.virtme import Machine, argv, prepare
 from commbench.harness.streams import unwritable
 
 _CONSOLE = "console.log"
-_QEMU = "qemu"
 _STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_KERNEL = (
-    "tsc=reliable",  # else it falls back to hpet
-    "loglevel=7",  # all but debugging goes into the log
-    # what udev would load for QEMU's devices, and nothing here needs: a third of the boot
-    "module_blacklist=ahci,libata,sr_mod,kvm,i6300esb,iTCO_wdt,lpc_ich,i2c_i801,powernow_k8,"
-    "acpi_cpufreq,aesni_intel,psmouse,evdev,button,joydev,serio_raw,qemu_fw_cfg,parport_pc,pcspkr",
-)
-_UNFIT = frozenset(' \t\n,="')  # virtme-run and the kernel's command line take these apart
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """``memory`` in bytes; ``loss`` in percent of packets; ``timeout_s`` from boot to power-off."""
-
-    image: Image
-    cpus: int = 2
-    memory: int = 4 << 30
-    kvm: bool = False
-    loss: float = 0.0
-    timeout_s: float = 600.0
-    writable: tuple[Path, ...] = ()
 
 
 def run(machine: Machine, command: Sequence[str], console: Path | None = None) -> int:
@@ -65,7 +41,7 @@ def run(machine: Machine, command: Sequence[str], console: Path | None = None) -
     folder = Path(tempfile.mkdtemp(prefix="commbench-vm-"))
     log = console or folder / _CONSOLE
     try:
-        _prepare(folder, machine, command)
+        prepare(folder, machine, command)
         with _new(log) as file, _stoppable():
             _boot(folder, file, machine)
         status = _status(folder)
@@ -91,77 +67,11 @@ def _forget(folder: Path, but: Path | None = None) -> None:
             each.unlink()
 
 
-# ---------------------------------------------------------------------- before
-
-
-def _prepare(folder: Path, machine: Machine, command: Sequence[str]) -> None:
-    for each in (Path.cwd(), folder, *machine.writable):
-        _check(each)
-    env = {**os.environ, "PATH": path_of(os.environ.get("PATH", os.defpath)), "TMPDIR": "/tmp"}
-    order = Order(list(command), str(Path.cwd()), env, machine.loss)
-    with open(folder / ORDER, "x", encoding="utf-8", opener=_private) as file:
-        json.dump(asdict(order), file)
-    wrapper = folder / _QEMU
-    wrapper.write_text(f'#!/bin/sh\nexec {_dying(machine.image)} "$@"\n')
-    wrapper.chmod(0o700)
-
-
-def _dying(image: Image) -> str:
-    """QEMU, which nobody else would end when virtme-run is killed."""
-    return shlex.join([str(image.setpriv), "--pdeathsig", "KILL", str(image.qemu)])
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)  # the environment may hold secrets
-
-
 def _new(log: Path) -> IO[bytes]:
     try:
         return log.open("xb")
     except OSError as error:
         raise UsageError(f"--keep-console {log}: {error.strerror}") from None
-
-
-def _check(folder: Path) -> None:
-    if folder == Path("/"):
-        raise UsageError(
-            "vm: the folder it is run in is writable from the machine; allowed: any but /"
-        )
-    if _UNFIT & set(str(folder)):
-        raise UsageError(
-            f"vm: {folder}: allowed: a folder whose path has no space, comma, quote or equals sign"
-        )
-
-
-def _argv(folder: Path, machine: Machine, ports: Sequence[int]) -> list[str]:
-    """Of virtme-run, and not of vng, which makes a shell line of all this."""
-    image = machine.image
-    guest = [sys.executable, "-m", "commbench.harness.softroce.guest", str(folder)]
-    argv = [str(image.setpriv), "--pdeathsig", "KILL", str(image.virtme_run)]
-    argv += ["--kimg", str(image.kernel), "--mods", "auto"]
-    argv += ["--qemu-bin", str(folder / _QEMU), "--disable-microvm", "--force-9p"]
-    argv += ["--cpus", str(machine.cpus), "--memory", f"{machine.memory >> 20}M"]
-    argv += [] if machine.kvm else ["--disable-kvm"]
-    argv += ["--overlay-rwdir=/tmp"]
-    argv += [f"--rwdir={each}" for each in _outermost([folder, Path.cwd(), *machine.writable])]
-    for name, write_end in zip(PORTS, ports, strict=True):
-        argv += [f"--qemu-opt={word}" for word in _port(name, write_end)]
-    for option in _KERNEL:
-        argv += ["--kopt", option]
-    return [*argv, "--show-boot-console", "--script-sh", shlex.join(guest)]
-
-
-def _port(name: str, write_end: int) -> tuple[str, ...]:
-    """The command's streams have ports of their own: virtme-run's carry the kernel's log, too."""
-    chardev = f"file,id={name},path=/proc/self/fd/{write_end}"
-    port = f"virtserialport,name={name},chardev={name}"
-    return "-chardev", chardev, "-device", "virtio-serial-pci", "-device", port
-
-
-def _outermost(folders: Sequence[Path]) -> list[Path]:
-    """Each once, without those that lie in another one."""
-    found = {each.resolve() for each in folders}
-    return sorted(each for each in found if not found & set(each.parents))
 
 
 # ---------------------------------------------------------------------- between
@@ -177,7 +87,7 @@ def _boot(folder: Path, log: IO[bytes], machine: Machine) -> None:
             stack.callback(os.close, read_end)
         *ports, console = [write_end for _, write_end in pipes]
         process = subprocess.Popen(
-            _argv(folder, machine, ports),
+            argv(folder, machine, ports),
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,

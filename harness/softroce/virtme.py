@@ -1,0 +1,123 @@
+"""What virtme-run is told about a machine, and what the guest finds in its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from commbench.errors import UsageError
+from commbench.harness.softroce.image import Image, path_of
+from commbench.harness.softroce.layout import HOST_FILES, ORDER, PORTS, Order
+
+_QEMU = "qemu"
+_KERNEL = (
+    "tsc=reliable",  # else it falls back to hpet
+    "loglevel=7",  # all but debugging goes into the log
+    # what udev would load for QEMU's devices, and nothing here needs: a third of the boot
+    "module_blacklist=ahci,libata,sr_mod,kvm,i6300esb,iTCO_wdt,lpc_ich,i2c_i801,powernow_k8,"
+    "acpi_cpufreq,aesni_intel,psmouse,evdev,button,joydev,serio_raw,qemu_fw_cfg,parport_pc,pcspkr",
+)
+_UNFIT = frozenset(' \t\n,="')  # virtme-run and the kernel's command line take these apart
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """``memory`` in bytes; ``loss`` in percent of packets; ``timeout_s`` from boot to power-off."""
+
+    image: Image
+    cpus: int = 2
+    memory: int = 4 << 30
+    kvm: bool = False
+    loss: float = 0.0
+    timeout_s: float = 600.0
+    writable: tuple[Path, ...] = ()
+
+
+def prepare(folder: Path, machine: Machine, command: Sequence[str]) -> None:
+    """Fill the folder that machine and host share. Raises UsageError for one that cannot be."""
+    for each in (Path.cwd(), folder, *machine.writable):
+        _check(each)
+    env = {**os.environ, "PATH": path_of(os.environ.get("PATH", os.defpath)), "TMPDIR": "/tmp"}
+    cached = _cached(command[0], (Path.cwd(), *machine.writable))
+    order = Order(list(command), str(Path.cwd()), env, machine.loss, cached)
+    with open(folder / ORDER, "x", encoding="utf-8", opener=_private) as file:
+        json.dump(asdict(order), file)
+    wrapper = folder / _QEMU
+    wrapper.write_text(f'#!/bin/sh\nexec {_dying(machine.image)} "$@"\n')
+    wrapper.chmod(0o700)
+
+
+def _cached(program: str, writable: Sequence[Path]) -> list[str]:
+    """Folders that are only read: the system, this Python and the command's own environment."""
+    found = Path(shutil.which(program) or program).absolute().parent.parent
+    folders = [Path("/usr"), Path(sys.base_prefix), Path(sys.prefix)]
+    folders += [found] if (found / "pyvenv.cfg").exists() else []
+    taken = {above for each in writable for above in (each, *each.parents)}
+    return [str(each) for each in _outermost(folders) if each not in taken]
+
+
+def _dying(image: Image) -> str:
+    """QEMU, which nobody else would end when virtme-run is killed."""
+    return shlex.join([str(image.setpriv), "--pdeathsig", "KILL", str(image.qemu)])
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # the environment may hold secrets
+
+
+def _check(folder: Path) -> None:
+    if folder == Path("/"):
+        raise UsageError(
+            "vm: the folder it is run in is writable from the machine; allowed: any but /"
+        )
+    if _UNFIT & set(str(folder)):
+        raise UsageError(
+            f"vm: {folder}: allowed: a folder whose path has no space, comma, quote or equals sign"
+        )
+
+
+def argv(folder: Path, machine: Machine, ports: Sequence[int]) -> list[str]:
+    """Of virtme-run, and not of vng, which makes a shell line of all this.
+
+    ``ports``: descriptors that take the command's two streams.
+    """
+    image = machine.image
+    guest = [sys.executable, "-m", "commbench.harness.softroce.guest", str(folder)]
+    words = [str(image.setpriv), "--pdeathsig", "KILL", str(image.virtme_run)]
+    words += ["--kimg", str(image.kernel), "--mods", "auto"]
+    words += ["--qemu-bin", str(folder / _QEMU), "--disable-microvm", "--force-9p"]
+    words += ["--cpus", str(machine.cpus), "--memory", f"{machine.memory >> 20}M"]
+    words += [] if machine.kvm else ["--disable-kvm"]
+    words += ["--overlay-rwdir=/tmp"]
+    words += [f"--rwdir={each}" for each in _outermost([folder, Path.cwd(), *machine.writable])]
+    words += [f"--qemu-opt={word}" for word in _host_files()]
+    for name, write_end in zip(PORTS, ports, strict=True):
+        words += [f"--qemu-opt={word}" for word in _port(name, write_end)]
+    for option in _KERNEL:
+        words += ["--kopt", option]
+    return [*words, "--show-boot-console", "--script-sh", shlex.join(guest)]
+
+
+def _host_files() -> tuple[str, ...]:
+    """The host's files once more, for ``guest`` to mount with a cache."""
+    host = "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"
+    return "-fsdev", host, "-device", f"virtio-9p-pci,fsdev=host,mount_tag={HOST_FILES}"
+
+
+def _port(name: str, write_end: int) -> tuple[str, ...]:
+    """The command's streams have ports of their own: virtme-run's carry the kernel's log, too."""
+    chardev = f"file,id={name},path=/proc/self/fd/{write_end}"
+    port = f"virtserialport,name={name},chardev={name}"
+    return "-chardev", chardev, "-device", "virtio-serial-pci", "-device", port
+
+
+def _outermost(folders: Sequence[Path]) -> list[Path]:
+    """Each once, without those that lie in another one."""
+    found = {each.resolve() for each in folders}
+    return sorted(each for each in found if not found & set(each.parents))
