@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from commbench.errors import MachineUnavailable
-from commbench.harness.softroce import image
+from commbench.errors import MachineFailed, MachineUnavailable
+from commbench.harness.softroce import image, machine, virtme
 from tests.command import COMMBENCH, Running, commbench, until
 from tests.ranks import marked
 
@@ -26,7 +28,7 @@ def _missing() -> str | None:
 
 
 MISSING = _missing()
-machine = pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
+bootable = pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +37,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tmp").mkdir()
     (tmp_path / "work").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # it remembers
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
 
@@ -47,10 +50,12 @@ def left(work: Path) -> list[str]:
 # ---------------------------------------------------------------------- a whole boot
 
 SCRIPT = """
-import os, pathlib, sys
+import os, pathlib, subprocess, sys
 pathlib.Path("back").write_text(os.environ["COMMBENCH_TEST_WORD"])
 pathlib.Path(sys.argv[1], "also").write_text(repr(sys.argv[2:]))
 pathlib.Path("/tmp/commbench-stays-inside").write_text("")
+for end in ("veth0", "veth1"):
+    assert b"loss 2.5%" in subprocess.check_output(["tc", "qdisc", "show", "dev", end])
 os.write(2, b"to stderr\\n")
 for number in range(1 << 18):
     print(number)
@@ -58,7 +63,7 @@ sys.exit(7)
 """
 
 
-@machine
+@bootable
 @pytest.mark.slow
 @pytest.mark.timeout(BOOT_S + 30)
 def test_a_command_in_the_machine(work: Path, tmp_path: Path) -> None:
@@ -68,6 +73,7 @@ def test_a_command_in_the_machine(work: Path, tmp_path: Path) -> None:
     more.mkdir()
     words = ["two  words", "$HOME", "'", "ünï", "--loss", ""]
     flags = ["--timeout", f"{BOOT_S}s", "--writable", more, "--keep-console", "console"]
+    flags += ["--loss", "2.5"]
     command = [sys.executable, "script.py", more, *words]
     running = Running(COMMBENCH, "vm", "run", *flags, "--", *command, COMMBENCH_TEST_WORD="word")
     ended = running.end(BOOT_S + 20)
@@ -95,7 +101,7 @@ def qemu(running: Running) -> list[int]:
     return [pid for pid, comm in names.items() if comm.exists() and "qemu" in comm.read_text()]
 
 
-@machine
+@bootable
 def test_the_deadline(work: Path) -> None:
     """No process is left (``end`` looks for it); the console is, and the line names it."""
     ended = booting("--timeout", "3s").end(30)
@@ -105,7 +111,7 @@ def test_the_deadline(work: Path) -> None:
     assert [each for each in left(work) if "commbench-vm-" in each] == [str(Path(log).parent), log]
 
 
-@machine
+@bootable
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal(work: Path, number: signal.Signals) -> None:
     running = booting()
@@ -115,7 +121,7 @@ def test_a_signal(work: Path, number: signal.Signals) -> None:
     assert left(work) == []
 
 
-@machine
+@bootable
 def test_killed(work: Path) -> None:
     """QEMU dies with it; ``end`` looks for what is left."""
     running = booting("--keep-console", "console")
@@ -123,7 +129,7 @@ def test_killed(work: Path) -> None:
     assert running.end(20).exit_code == -signal.SIGKILL
 
 
-@machine
+@bootable
 def test_a_kernel_that_is_none(work: Path, tmp_path: Path) -> None:
     """What QEMU has to say is in the log, and not between the command's lines."""
     version = image.find().version
@@ -132,6 +138,52 @@ def test_a_kernel_that_is_none(work: Path, tmp_path: Path) -> None:
     ended.one_line(5, "the machine ended before the command did")
     log = Path(ended.stderr.split()[-1])
     assert "qemu" in log.read_text(errors="replace")
+
+
+# ---------------------------------------------------------------------- a virtme-run that is none
+
+
+def pretend(folder: Path, script: str) -> virtme.Machine:
+    """A machine whose virtme-run is a shell script; its TMPDIR is what host and guest share."""
+    program = folder / "virtme-run"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    setpriv = Path(shutil.which("setpriv") or "setpriv")
+    none = Path("/bin/false")
+    return virtme.Machine(image.Image(program, none, setpriv, none, "6.1.0"), timeout_s=20)
+
+
+@pytest.mark.parametrize("status", [0, 1, 127, 255])
+def test_the_status_is_the_commands(work: Path, tmp_path: Path, status: int) -> None:
+    script = f"""echo '{{"status": {status}}}' > "$TMPDIR/ended.json"; exit 3"""
+    assert machine.run(pretend(tmp_path, script), ["true"]) == status
+    assert left(work) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("""echo '{"error": "no tsc"}' > "$TMPDIR/ended.json" """, "no tsc"),
+        ("""echo '{"status": "seven"}' > "$TMPDIR/ended.json" """, ".*seven.*"),
+        ("""echo '[1]' > "$TMPDIR/ended.json" """, r"\[1\]"),
+        ("""printf '{"sta' > "$TMPDIR/ended.json" """, "the machine ended before the command did"),
+        ("exit 0", "the machine ended before the command did"),
+    ],
+)
+def test_a_machine_that_failed(work: Path, tmp_path: Path, script: str, words: str) -> None:
+    """The log holds what was said there; nothing else is left, and not the environment."""
+    with pytest.raises(MachineFailed, match=rf"vm: {words}; the console is in ") as raised:
+        machine.run(pretend(tmp_path, f"echo booting; mkdir $TMPDIR/junk; {script}"), ["true"])
+    log = Path(str(raised.value).split()[-1])
+    assert log.read_text() == "booting\n"
+    assert list(log.parent.iterdir()) == [log]
+
+
+def test_only_the_user_can_read_the_environment(work: Path, tmp_path: Path) -> None:
+    script = """stat -c '%a' "$TMPDIR" "$TMPDIR/order.json" > modes; false"""
+    with pytest.raises(MachineFailed):
+        machine.run(pretend(tmp_path, script), ["true"])
+    assert (work / "modes").read_text() == "700\n600\n"
 
 
 # ---------------------------------------------------------------------- before any boot
@@ -149,7 +201,7 @@ def host(root: Path, *versions: str, without_rxe: tuple[str, ...] = ()) -> Path:
     return root
 
 
-@machine
+@bootable
 def test_the_newest_kernel_that_has_the_device(tmp_path: Path) -> None:
     root = host(tmp_path, "6.1.0-9-amd64", "6.1.0-56-amd64", without_rxe=("6.9.0-cloud-amd64",))
     found = image.find(root=root)
@@ -158,7 +210,7 @@ def test_the_newest_kernel_that_has_the_device(tmp_path: Path) -> None:
     assert image.find(str(root / "boot/vmlinuz-6.1.0-9-amd64"), root).version == "6.1.0-9-amd64"
 
 
-@machine
+@bootable
 @pytest.mark.parametrize(
     ("kernel", "words"),
     [
@@ -216,14 +268,14 @@ def test_no_command() -> None:
     commbench("vm", "run").one_line(2, "COMMAND")
 
 
-@machine
+@bootable
 def test_a_console_that_is_there(work: Path) -> None:
     (work / "log").write_text("precious")
     commbench("vm", "run", "--keep-console", "log", "--", "true").one_line(2, "log", "exists")
     assert (work / "log").read_text() == "precious"
 
 
-@machine
+@bootable
 @pytest.mark.parametrize("name", ["two words", "a,b", "a=b", 'a"b'])
 def test_a_folder_that_cannot_be_shared(work: Path, name: str) -> None:
     (work / name).mkdir()
@@ -231,7 +283,7 @@ def test_a_folder_that_cannot_be_shared(work: Path, name: str) -> None:
     commbench("vm", "run", "--", "true").one_line(2, name, "allowed: ")
 
 
-@machine
+@bootable
 def test_the_root_folder() -> None:
     os.chdir("/")
     commbench("vm", "run", "--", "true").one_line(2, "any but /")
