@@ -104,8 +104,10 @@ def qemu(running: Running) -> list[int]:
 @bootable
 def test_the_deadline(work: Path) -> None:
     """No process is left (``end`` looks for it); the console is, and the line names it."""
-    ended = booting("--timeout", "3s").end(30)
-    ended.one_line(5, "not finished within 3 s (--timeout)", "console.log")
+    running = booting("--timeout", "8s")
+    running.fault()
+    ended = running.end(30)
+    ended.one_line(5, "not finished within 8 s (--timeout)", "console.log")
     (log,) = (each for each in left(work) if each.endswith("console.log"))
     assert ended.stderr.rstrip().endswith(str(work.parent / log))
     assert [each for each in left(work) if "commbench-vm-" in each] == [str(Path(log).parent), log]
