@@ -8,7 +8,7 @@
 SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/* native/grpc/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/* native/grpc/* native/rdma/*)
 LIBRARIES := $(VENV)/libraries
 # pyverbs comes from the distribution and is built for its Python
 RDMA_PYTHON ?= /usr/bin/python3
@@ -29,6 +29,7 @@ $(BIN)/python:
 $(LIBRARIES): $(BIN)/python FORCE
 	@pkg-config --modversion grpc++ protobuf > $@.new 2>/dev/null || echo none > $@.new
 	@command -v protoc >> $@.new || true
+	@pkg-config --modversion libibverbs >> $@.new 2>/dev/null || true
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 FORCE:
 

@@ -58,6 +58,11 @@ _SETTINGS = (
     ("straggler", None, "RANK:2x", "ps: a worker whose steps take so many times as long."),
     ("loop", None, "LOOP", "auto, native or python.  [auto]"),
     ("timeout", None, "TIME", "Longest wait without progress.  [60s]"),
+    ("ib-dev", None, "NAMES", "RDMA: device, or several by local rank.  [active ones]"),
+    ("ib-port", None, "N", "RDMA: its port.  [the first active]"),
+    ("gid-index", None, "N", "RDMA: entry of the GID table.  [RoCE v2 before v1, IPv4 first]"),
+    ("mtu", None, "BYTES", "RDMA: path MTU, 256 to 4096.  [the link's]"),
+    ("sl", None, "N", "RDMA: service level, 0 to 15.  [0]"),
 )
 
 

@@ -124,11 +124,14 @@ SETTINGS: Mapping[str, Setting] = {
     "option": Setting("options", _options, "-o/--option"),
 }
 
+# Flags that are options of every channel that has them: --ib-dev rxe0 is -o ib_dev=rxe0
+DEVICE_FLAGS = ("ib-dev", "ib-port", "gid-index", "mtu", "sl")
+
 
 def settings(given: Mapping[str, str]) -> Settings:
     """Settings from long flag names and their texts. Raises UsageError."""
     values: dict[str, dict[str, Any]] = {"": {}, "scheme": {}, "ps": {}}
-    for name, text in given.items():
+    for name, text in _with_device(given).items():
         setting = SETTINGS[name]
         group, _, field = setting.field.rpartition(".")
         values[group][field] = setting.parse(text, setting.flag)
@@ -138,6 +141,15 @@ def settings(given: Mapping[str, str]) -> Settings:
         ps=PsSettings(**values["ps"]),
     )
     return _all(made) if made.channels == (ALL,) else made
+
+
+def _with_device(given: Mapping[str, str]) -> dict[str, str]:
+    """Device flags as the options that they are."""
+    options = [f"{name.replace('-', '_')}={given[name]}" for name in DEVICE_FLAGS if name in given]
+    others = {name: text for name, text in given.items() if name not in DEVICE_FLAGS}
+    if options:
+        others["option"] = "\n".join([*options, others.get("option", "")])
+    return others
 
 
 def _all(made: Settings) -> Settings:
@@ -155,7 +167,7 @@ def make_plan(
         raise UsageError(f"--shuffle {order}: allowed: {', '.join(ORDERS)}")
     sections = read_job(job) if job else [{}]
     plan = Plan(tuple(settings({**each, **given}) for each in sections), order, order_seed)
-    for name in given:
+    for name in _with_device(given):
         setting = SETTINGS[name]
         if setting.field.startswith("ps.") and not plan.has("ps"):
             raise UsageError(f"{setting.flag} {given[name]}: goes with the benchmark ps")
@@ -191,8 +203,9 @@ def read_job(path: Path) -> list[dict[str, str]]:
 
 def _value(path: Path, text: str, section: str, key: str, value: object) -> str:
     where = f"job file {path}, line {_line(text, section, key)}"
-    if key not in SETTINGS:
-        raise UsageError(f"{where}: no setting {key}; there are: {', '.join(SETTINGS)}")
+    if key not in SETTINGS and key not in DEVICE_FLAGS:
+        there = ", ".join((*SETTINGS, *DEVICE_FLAGS))
+        raise UsageError(f"{where}: no setting {key}; there are: {there}")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list) and all(isinstance(each, str | int) for each in value):

@@ -30,6 +30,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "grpc": "commbench.channels.grpc:GrpcChannel",
         "grpc-core": "commbench.channels.grpc_core:GrpcCoreChannel",
         "grpc+mpi": "commbench.channels.grpc_mpi:GrpcMpiChannel",
+        "rdma": "commbench.channels.rdma:RdmaChannel",
         "loopback": "commbench.channels.loopback:LoopbackChannel",
     }
 )

@@ -46,6 +46,7 @@ class ChannelContract:
     launcher: ClassVar[str] = "process"
     ranks: ClassVar[int] = 4
     environment: ClassVar[Mapping[str, str]] = {}
+    deadline_s: ClassVar[float] = DEADLINE_S
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -65,7 +66,7 @@ class ChannelContract:
             launcher=cls.launcher,
             module="commbench.testing.worker",
             env=cls.environment,
-            timeout_s=DEADLINE_S,
+            timeout_s=cls.deadline_s,
             capture=True,
         )
         passed = out.read_text().split() if out.exists() else []

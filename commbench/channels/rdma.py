@@ -1,0 +1,261 @@
+"""``rdma``: RC queue pairs under the native loops.
+
+The engine is ``native/rdma``, which opens the device itself. ``rdma_devices.py`` chooses the port
+and its address, ``rdma_connect.py`` connects; ``native/rdma/wire.h`` says what travels.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from commbench.channels import rdma_devices
+from commbench.channels.base import Capability, Option
+from commbench.channels.native_only import NativeOnlyChannel
+from commbench.channels.rdma_connect import (
+    MTUS,
+    QueuePairAddress,
+    connect,
+    path_mtu,
+    published,
+    records,
+    same_port,
+)
+from commbench.channels.rdma_proof import Counter, check_grown
+from commbench.errors import (
+    ChannelUnavailable,
+    CommbenchError,
+    Interrupted,
+    PeerLost,
+    TransferError,
+    UsageError,
+)
+from commbench.harness import interfaces
+from commbench.harness.sysfs import Tree
+from commbench.units import parse_size
+
+if TYPE_CHECKING:
+    from commbench._rdma_core import Engine
+    from commbench.harness.rendezvous import Rendezvous
+    from commbench.harness.world import World
+
+_MODULE = "commbench._rdma_core"
+_INSTALL = (
+    "Debian: apt install libibverbs-dev ibverbs-providers; elsewhere: rdma-core with its headers"
+)
+_REBUILD = "pip install --no-binary commbench --force-reinstall commbench (a checkout: make)"
+_MOST_EAGER = 1 << 24
+_FLAGS = ("ib_dev", "ib_port", "gid_index", "mtu", "sl")  # that the command line has, too
+
+
+class RdmaChannel(NativeOnlyChannel):
+    name = "rdma"
+    capabilities = Capability.REQUEST | Capability.ONE_WAY | Capability.WINDOW | Capability.IOVEC
+    options: ClassVar[Mapping[str, Option]] = {
+        "op": Option(
+            "send",
+            "how small messages travel; with read, large ones are read by their receiver, with "
+            "all others written",
+            ("send", "write", "write-imm", "read"),
+        ),
+        "eager_max": Option("16K", "a longer message takes the rendezvous"),
+        "inline": Option("220", "bytes inside a work request, or fewer if the device has fewer"),
+        "tx_depth": Option("128", "work requests of a queue pair in flight"),
+        "rx_depth": Option("256", "frames that a peer may have sent ahead, a power of two"),
+        "signal": Option("32", "every so many work requests one gives a completion"),
+        "wait": Option("spin", "look all the time, or sleep on events", ("spin", "block")),
+        "ib_dev": Option("", "device, or several by local rank: --ib-dev mlx5_0,mlx5_1"),
+        "ib_port": Option("", "port of the device: --ib-port"),
+        "gid_index": Option("", "entry of the port's GID table: --gid-index"),
+        "mtu": Option("", "path MTU in bytes: --mtu", ("", *map(str, MTUS))),
+        "sl": Option("0", "service level: --sl", tuple(map(str, range(16)))),
+    }
+
+    def __init__(
+        self, engine: Engine, address: rdma_devices.Address, options: Mapping[str, str], mtu: int
+    ) -> None:
+        self._engine = engine
+        self._address = address
+        self._options = dict(options)
+        self._mtu = mtu
+        self._looped = False
+        self._counter = Counter.of(Tree(), address.port.device, address.port.number)
+
+    @classmethod
+    def missing(cls) -> str | None:
+        if find_spec(_MODULE) is None:
+            return f"it was built without libibverbs. {_INSTALL}; then {_REBUILD}"
+        try:
+            import_module(_MODULE)
+        except ImportError as error:  # built where the library was, run where it is not
+            return f"{error}. {_INSTALL}; then {_REBUILD}"
+        return rdma_devices.missing(Tree())
+
+    @classmethod
+    def check_options(cls, given: Mapping[str, str]) -> dict[str, str]:
+        options = super().check_options(given)
+        for name, least, most in (("inline", 0, 1024), ("tx_depth", 4, 1 << 14), ("signal", 1, 0)):
+            _number(name, options[name], least, most or int(options["tx_depth"]) // 2)
+        depth = _number("rx_depth", options["rx_depth"], 16, 1 << 14)
+        if depth & (depth - 1):
+            raise UsageError(f"-o rx_depth={depth}: allowed for channel rdma: a power of two")
+        _eager(options)
+        if options["op"] == "write" and options["wait"] == "block":
+            raise UsageError(
+                "-o wait=block: op=write gives its receiver no events; allowed with op=send, "
+                "write-imm and read"
+            )
+        for name in ("ib_port", "gid_index"):
+            if options[name]:
+                _number(name, options[name], 0, 1 << 16)
+        return options
+
+    @classmethod
+    def open(cls, world: World, rendezvous: Rendezvous, options: Mapping[str, str]) -> Self:
+        address = rdma_devices.choose(
+            Tree(),
+            device=options["ib_dev"],
+            port=options["ib_port"],
+            gid_index=options["gid_index"],
+            local_rank=world.local_rank,
+            addresses=_measured(world, rendezvous),
+            named=world.interface is not None,
+        )
+        engine = _engine(world, address, options)
+        try:
+            channel = cls(engine, address, options, _path_mtu(engine, address, options["mtu"]))
+            channel._connect(world, rendezvous)
+        except BaseException:
+            engine.close()
+            raise
+        return channel
+
+    def _connect(self, world: World, rendezvous: Rendezvous) -> None:
+        others = [rank for rank in range(world.size) if rank != world.rank]
+        ours = {peer: self._record(peer) for peer in others}
+        theirs = records(rendezvous.allgather(published(ours)), world.rank)
+        for peer in others:
+            try:
+                connect(self._engine, peer, ours[peer], theirs[peer], int(self._options["sl"]))
+            except OSError as error:
+                raise TransferError(
+                    f"channel rdma: {error.strerror}; is rank {peer} on {world.hosts[peer]} in "
+                    f"the same network?"
+                ) from None
+            self._mtu = min(self._mtu, path_mtu(ours[peer], theirs[peer]))
+        self._looped = any(same_port(ours[peer], theirs[peer]) for peer in others)
+        rendezvous.barrier()
+
+    def _record(self, peer: int) -> QueuePairAddress:
+        port, gid, limits = self._address.port, self._address.gid, self._engine.limits
+        return QueuePairAddress(
+            device=port.device,
+            port=port.number,
+            link_layer=port.link_layer,
+            lid=limits["lid"],
+            gid=str(gid.address) if gid else "",
+            gid_index=gid.index if gid else 0,
+            mtu=self._mtu,
+            op=self._options["op"],
+            max_rd_atomic=limits["max_rd_atomic"],
+            **self._engine.endpoint(peer),
+        )
+
+    def settle(self, peers: Sequence[int], timeout_s: float) -> None:
+        """Serves until each peer has ended its block: a rendezvous needs both sides."""
+        try:
+            self._engine.settle(list(peers), timeout_s)
+        except OSError as error:
+            raise _error(error) from None
+
+    def native(self) -> Engine:
+        return self._engine
+
+    def describe(self) -> dict[str, str | int | float]:
+        """Raises TransferError unless the device has counted what the engine gave it to send."""
+        proof = check_grown(self._counter, self._engine.sent_bytes, self._mtu, looped=self._looped)
+        port, gid, limits = self._address.port, self._address.gid, self._engine.limits
+        described: dict[str, str | int | float] = {
+            **{key: value for key, value in self._options.items() if key not in _FLAGS},
+            "device": port.device,
+            "port": port.number,
+            "firmware": self._engine.firmware,
+            "link_layer": port.link_layer,
+            "rate": port.rate,
+            "mtu": self._mtu,
+            "sl": int(self._options["sl"]),
+            "addressing": self._address.kind,
+            "max_sge": limits["max_sge"],
+            "inline_max": limits["max_inline"],
+            "max_msg_sz": limits["max_msg_sz"],
+            "more_buffers": f"packed: {limits['max_sge'] - 1} are gathered at most",
+            "proof": proof,
+        }
+        if gid is None:
+            return {**described, "address": f"LID {limits['lid']}"}
+        return {**described, "address": f"GID {gid.ipv4 or gid.address}", "gid_index": gid.index}
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def _number(name: str, text: str, least: int, most: int) -> int:
+    if not text.isascii() or not text.isdecimal() or not least <= int(text[:9]) <= most:
+        raise UsageError(f"-o {name}={text}: allowed for channel rdma: {least} to {most}")
+    return int(text)
+
+
+def _eager(options: Mapping[str, str]) -> int:
+    value = parse_size(options["eager_max"], "-o eager_max")
+    if value > _MOST_EAGER:
+        raise UsageError(
+            f"-o eager_max={options['eager_max']}: allowed for channel rdma: up to 16M"
+        )
+    return value
+
+
+def _measured(world: World, rendezvous: Rendezvous) -> tuple[str, ...]:
+    """Addresses of the interface that the user or the rendezvous chose."""
+    named = world.interface
+    chosen = interfaces.resolve(named) if named else rendezvous.local_address
+    interface = interfaces.find(chosen)
+    return interface.addresses if interface else (chosen,)
+
+
+def _engine(world: World, address: rdma_devices.Address, options: Mapping[str, str]) -> Engine:
+    from commbench._rdma_core import Engine
+
+    try:
+        return Engine(
+            address.port.device,
+            address.port.number,
+            world.rank,
+            world.size,
+            op=options["op"],
+            eager_max=_eager(options),
+            inline_max=int(options["inline"]),
+            tx_depth=int(options["tx_depth"]),
+            rx_depth=int(options["rx_depth"]),
+            signal_every=int(options["signal"]),
+            spin=options["wait"] == "spin",
+        )
+    except OSError as error:
+        raise ChannelUnavailable(f"channel rdma: {error.strerror}") from None
+
+
+def _path_mtu(engine: Engine, address: rdma_devices.Address, wanted: str) -> int:
+    active = engine.limits["mtu"]
+    if wanted and int(wanted) > active:
+        raise UsageError(f"--mtu {wanted}: {address.port.name} has {active} at most")
+    return int(wanted or active)
+
+
+def _error(error: OSError) -> CommbenchError:
+    kinds: dict[int, type[CommbenchError]] = {
+        errno.ECANCELED: Interrupted,
+        errno.ECONNRESET: PeerLost,
+    }
+    return kinds.get(error.errno or 0, TransferError)(f"channel rdma: {error.strerror}")

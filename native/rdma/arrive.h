@@ -1,0 +1,321 @@
+/* Frames that came in. Part of engine.c. */
+static WIRE_SLOW int nonsense(conn *c, const frame_tail *t)
+{
+    return refuse(c->r, -EPROTO, "rank %d sent a frame of kind %u that is none of this case",
+                  (int)c->peer, t->kind);
+}
+
+static WIRE_SLOW int too_long(conn *c, const frame_tail *t, uint64_t room)
+{
+    return refuse(c->r, -EPROTO, "rank %d sent a message of %llu bytes where %llu are the most",
+                  (int)c->peer, (unsigned long long)t->nbytes, (unsigned long long)room);
+}
+
+/* The first nbytes of a slot; the slot itself when that is all of it. */
+static inline cb_iov cut(const cb_iov *slot, struct iovec *iov, uint64_t nbytes)
+{
+    uint64_t left = nbytes;
+    if (nbytes == slot->nbytes)
+        return *slot;
+    for (uint32_t i = 0; i < slot->n; i++) {
+        size_t part = slot->iov[i].iov_len < left ? slot->iov[i].iov_len : left;
+        iov[i] = (struct iovec){slot->iov[i].iov_base, part};
+        left -= part;
+    }
+    return (cb_iov){iov, slot->n, nbytes};
+}
+
+static inline void scatter(rdma *r, const cb_iov *to, const char *from, uint64_t nbytes)
+{
+    r->copied += nbytes;
+    if (nbytes > 0 && to->iov[0].iov_len >= nbytes) {
+        memcpy(to->iov[0].iov_base, from, nbytes);
+        return;
+    }
+    wire_cursor here = wire_at(to, 0, nbytes);
+    wire_scatter(&here, from, nbytes);
+}
+
+/* ------------------------------------------------------------------ requests */
+
+/* Room for a request; -EAGAIN: its slot still has the one before. */
+static inline int begin_request(conn *c, const frame_tail *t, bool one_way, arrival **made)
+{
+    rdma *r = c->r;
+    if (!r->c->serves || t->slot >= r->c->window)
+        return nonsense(c, t);
+    arrival *a = *made = arrival_at(c, t->slot);
+    if (a->state != FREE)
+        return -EAGAIN;
+    const cb_iov *room = &r->c->incoming[c->base + t->slot];
+    if (t->nbytes > room->nbytes)
+        return too_long(c, t, room->nbytes);
+    a->in = (cb_incoming){c->base + t->slot, c->peer, !one_way, cut(room, a->cut, t->nbytes)};
+    a->moved = a->landed = 0;
+    push(&c->order, t->slot);
+    return 0;
+}
+
+static int take_request(conn *c, const frame_tail *t, const char *payload)
+{
+    arrival *a = NULL;
+    if (t->bytes != t->nbytes)
+        return nonsense(c, t);
+    int rc = begin_request(c, t, t->kind == FRAME_ONE_WAY, &a);
+    if (rc < 0)
+        return rc;
+    scatter(c->r, &a->in.message, payload, t->nbytes);
+    a->state = COMPLETE;
+    deliver(c);
+    return 0;
+}
+
+static int read_segments(conn *c, const frame_tail *t, const char *payload, const cb_iov *to,
+                         uint64_t *landed)
+{
+    for (uint32_t at = 0; at + sizeof(segment) <= t->bytes; at += sizeof(segment)) {
+        segment s;
+        memcpy(&s, payload + at, sizeof s);
+        if (s.nbytes > t->nbytes - *landed)
+            return nonsense(c, t);
+        int rc = move(c, IBV_WR_RDMA_READ, wire_at(to, *landed, *landed + s.nbytes), &s);
+        if (rc < 0)
+            return rc;
+        *landed += s.nbytes;
+    }
+    return ring_bell(c->r);
+}
+
+static int take_rts_request(conn *c, const frame_tail *t, const char *payload)
+{
+    bool reads = c->r->o.op == CB_RDMA_READ;
+    arrival *a = t->slot < c->r->c->window && c->r->c->serves ? arrival_at(c, t->slot) : NULL;
+    int rc = 0;
+    if (!a || a->state != COMING || a->landed == 0)
+        rc = begin_request(c, t, t->kind == FRAME_RTS_ONE_WAY, &a);
+    if (rc < 0)
+        return rc;
+    a->state = COMING;
+    if (!reads) {
+        enqueue(c, OUT_CTS_REQUEST, t->slot);
+        return 0;
+    }
+    if (t->nbytes != a->in.message.nbytes)
+        return nonsense(c, t);
+    rc = read_segments(c, t, payload, &a->in.message, &a->landed);
+    if (rc == 0 && !t->more && a->landed != t->nbytes)
+        return nonsense(c, t);
+    if (rc == 0 && a->landed == t->nbytes)
+        after_wr(c, AFTER_READ_REQUEST, t->slot);
+    return rc;
+}
+
+/* ------------------------------------------------------------------ replies */
+
+static inline flight *reply_to(conn *c, const frame_tail *t)
+{
+    rdma *r = c->r;
+    flight *f = r->c->asks && t->slot < r->c->window ? flight_at(c, t->slot) : NULL;
+    return f && f->due && f->reply ? f : NULL;
+}
+
+/* What was posted up to this flight's request has arrived: it has been answered. */
+static inline void prove(conn *c, const flight *f)
+{
+    if (f->wr <= c->wr_proven)
+        return;
+    c->wr_proven = f->wr;
+    if (c->after_count > 0)
+        run_afters(c);
+}
+
+static int take_reply(conn *c, const frame_tail *t, const char *payload)
+{
+    flight *f = reply_to(c, t);
+    if (!f || t->bytes != t->nbytes)
+        return nonsense(c, t);
+    if (t->nbytes > f->reply->nbytes)
+        return too_long(c, t, f->reply->nbytes);
+    scatter(c->r, f->reply, payload, t->nbytes);
+    f->reply_nbytes = t->nbytes;
+    prove(c, f);
+    finish_flight(c, t->slot);
+    return 0;
+}
+
+static int take_rts_reply(conn *c, const frame_tail *t, const char *payload)
+{
+    flight *f = reply_to(c, t);
+    if (!f || (f->reply_nbytes > 0 && (f->landed == 0 || t->nbytes != f->reply_nbytes)))
+        return nonsense(c, t);
+    if (t->nbytes > f->reply->nbytes)
+        return too_long(c, t, f->reply->nbytes);
+    f->reply_nbytes = t->nbytes;
+    prove(c, f);
+    if (c->r->o.op != CB_RDMA_READ) {
+        enqueue(c, OUT_CTS_REPLY, t->slot);
+        return 0;
+    }
+    int rc = read_segments(c, t, payload, f->reply, &f->landed);
+    if (rc == 0 && !t->more && f->landed != t->nbytes)
+        return nonsense(c, t);
+    if (rc == 0 && f->landed == t->nbytes)
+        after_wr(c, AFTER_READ_REPLY, t->slot);
+    return rc;
+}
+
+/* ------------------------------------------------------------------ rendezvous */
+
+static int write_segments(conn *c, const frame_tail *t, const char *payload, const cb_iov *from,
+                          uint64_t *moved)
+{
+    for (uint32_t at = 0; at + sizeof(segment) <= t->bytes; at += sizeof(segment)) {
+        segment s;
+        memcpy(&s, payload + at, sizeof s);
+        if (s.nbytes > from->nbytes - *moved)
+            return nonsense(c, t);
+        int rc = move(c, IBV_WR_RDMA_WRITE, wire_at(from, *moved, *moved + s.nbytes), &s);
+        if (rc < 0)
+            return rc;
+        *moved += s.nbytes;
+    }
+    return 0;
+}
+
+static int take_cts(conn *c, const frame_tail *t, const char *payload)
+{
+    rdma *r = c->r;
+    bool request = t->kind == FRAME_CTS_REQUEST;
+    if (t->slot >= r->c->window || r->o.op == CB_RDMA_READ)
+        return nonsense(c, t);
+    if (request ? !r->c->asks || !flight_at(c, t->slot)->busy
+                : !r->c->serves || arrival_at(c, t->slot)->state != OPEN)
+        return nonsense(c, t);
+    const cb_iov *from = request ? flight_at(c, t->slot)->request : &arrival_at(c, t->slot)->answer;
+    uint64_t *moved = request ? &flight_at(c, t->slot)->moved : &arrival_at(c, t->slot)->moved;
+    if (*moved >= from->nbytes)
+        return nonsense(c, t);
+    int rc = write_segments(c, t, payload, from, moved);
+    if (rc == 0 && *moved == from->nbytes)
+        enqueue(c, request ? OUT_FIN_REQUEST : OUT_FIN_REPLY, t->slot);
+    return rc;
+}
+
+static int take_fin(conn *c, const frame_tail *t)
+{
+    rdma *r = c->r;
+    bool request = t->kind == FRAME_FIN_REQUEST, reads = r->o.op == CB_RDMA_READ;
+    if (t->slot >= r->c->window || !(request == reads ? r->c->asks : r->c->serves))
+        return nonsense(c, t);
+    if (request && reads) {     /* ours has been read */
+        flight *f = flight_at(c, t->slot);
+        r->bytes_sent += f->busy ? f->request->nbytes : 0;
+        if (f->due && !f->reply)
+            finish_flight(c, t->slot);
+    } else if (request) {
+        if (arrival_at(c, t->slot)->state != COMING)
+            return nonsense(c, t);
+        arrival_at(c, t->slot)->state = COMPLETE;
+        deliver(c);
+    } else if (reads) {
+        r->bytes_sent += arrival_at(c, t->slot)->answer.nbytes;
+        arrival_at(c, t->slot)->state = FREE;
+    } else {
+        if (!reply_to(c, t))
+            return nonsense(c, t);
+        finish_flight(c, t->slot);
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ one frame after another */
+
+static inline int take(conn *c, const frame_tail *t, const char *payload)
+{
+    switch (t->kind) {
+    case FRAME_REQUEST:
+    case FRAME_ONE_WAY:
+        return take_request(c, t, payload);
+    case FRAME_REPLY:
+        return take_reply(c, t, payload);
+    case FRAME_RTS_REQUEST:
+    case FRAME_RTS_ONE_WAY:
+        return take_rts_request(c, t, payload);
+    case FRAME_RTS_REPLY:
+        return take_rts_reply(c, t, payload);
+    case FRAME_CTS_REQUEST:
+    case FRAME_CTS_REPLY:
+        return take_cts(c, t, payload);
+    case FRAME_FIN_REQUEST:
+    case FRAME_FIN_REPLY:
+        return take_fin(c, t);
+    case FRAME_SETTLE:
+        c->settled++;
+        return 0;
+    case FRAME_CREDIT:
+        return 0;
+    default:
+        return nonsense(c, t);
+    }
+}
+
+/* Where the tail of the next frame is; NULL: it is not there. */
+static inline const char *next_tail(const conn *c)
+{
+    const rdma *r = c->r;
+    uint32_t entry = c->head & (r->o.rx_depth - 1);
+    const char *start = c->ring + (size_t)entry * r->stride;
+    const char *last = start + r->stride - sizeof(frame_tail);
+    if (r->o.op == CB_RDMA_WRITE)
+        return __atomic_load_n((const uint32_t *)(last + offsetof(frame_tail, seq)),
+                               __ATOMIC_ACQUIRE) == c->head + 1 ? last : NULL;
+    if (c->came == c->head)
+        return NULL;
+    if (r->o.op == CB_RDMA_WRITE_IMM)
+        return last;
+    return c->length[entry] < sizeof(frame_tail) ? start   /* refused by its number */
+                                                 : start + c->length[entry] - sizeof(frame_tail);
+}
+
+/* Bytes that lie before the tail of the next frame. */
+static inline uint32_t most_payload(const conn *c)
+{
+    const rdma *r = c->r;
+    bool sends = r->o.op == CB_RDMA_SEND || r->o.op == CB_RDMA_READ;
+    uint32_t length = sends ? c->length[c->head & (r->o.rx_depth - 1)] : r->stride;
+    return length < sizeof(frame_tail) ? 0 : length - (uint32_t)sizeof(frame_tail);
+}
+
+static WIRE_SLOW int out_of_step(conn *c)
+{
+    return refuse(c->r, -EPROTO, "rank %d sent something that is no frame", (int)c->peer);
+}
+
+/* Takes what came; how many frames. */
+static inline int look(conn *c)
+{
+    rdma *r = c->r;
+    const char *at;
+    int n = 0;
+    for (; (at = next_tail(c)) != NULL; n++) {
+        frame_tail t;
+        memcpy(&t, at, sizeof t);
+        if (t.seq != c->head + 1 || t.bytes > most_payload(c))
+            return out_of_step(c);
+        c->credited = t.consumed;
+        int rc = take(c, &t, at - t.bytes);
+        if (rc == -EAGAIN)
+            break;
+        if (rc == 0 && r->o.op != CB_RDMA_WRITE)
+            rc = post_receive(c, c->head & (r->o.rx_depth - 1));
+        if (rc < 0)
+            return rc;
+        c->head++;
+    }
+    if (n == 0 && c->queue.count == 0)
+        return 0;
+    int rc = flush(c);
+    if (rc == 0)
+        rc = return_credits(c);
+    return rc < 0 ? rc : n;
+}
