@@ -173,6 +173,13 @@ def test_a_port_without_a_gid_needs_an_address(made: Made) -> None:
         choose(made.tree)
 
 
+def test_gids_behind_a_few_unused_entries_are_found(made: Made) -> None:
+    table = dict.fromkeys(range(20), (ZERO, "")) | {20: (mapped(10, 0, 0, 7), "RoCE v2")}
+    made.port("mlx5_0", gids=table)
+    gid = choose(made.tree).gid
+    assert gid and gid.index == 20
+
+
 def test_nonsense_in_sysfs_is_no_port_that_can_be_used(made: Made) -> None:
     made.port("odd", state="", lid="x", gids={0: ("no gid", "")})
     (port,) = ports(made.tree)

@@ -14,7 +14,7 @@ from commbench.errors import ChannelUnavailable, UsageError
 from commbench.harness.sysfs import Tree
 
 _CLASS = "sys/class/infiniband"
-_MOST_GIDS = 1024
+_UNUSED_RUN = 32  # the kernel fills a table from its start; Soft-RoCE's has 1024 entries
 _ACTIVE = "4: ACTIVE"
 _ROCE = {"RoCE v2": "RoCE v2", "IB/RoCE v1": "RoCE v1"}
 
@@ -73,10 +73,10 @@ class Address:
         return self.gid.kind if self.gid.kind.startswith("RoCE") else "InfiniBand GID"
 
 
-def ports(tree: Tree) -> list[Port]:
+def ports(tree: Tree, with_gids: bool = True) -> list[Port]:
     """All ports of all devices, in the order of their names."""
     return [
-        _port(tree, device, int(number))
+        _port(tree, device, int(number), with_gids)
         for device in tree.names(_CLASS)
         for number in tree.names(f"{_CLASS}/{device}/ports")
         if number.isdecimal()
@@ -85,7 +85,7 @@ def ports(tree: Tree) -> list[Port]:
 
 def missing(tree: Tree) -> str | None:
     """None when a port is active, else one line that says what there is."""
-    there = ports(tree)
+    there = ports(tree, with_gids=False)
     if not there:
         return (
             "this host has no RDMA device (/sys/class/infiniband is empty); load the driver of "
@@ -177,9 +177,9 @@ def _distance(gid: Gid, addresses: Sequence[str]) -> tuple[bool, bool, int, int]
     return gid.kind == "RoCE v1", text not in addresses, kind, gid.index
 
 
-def _port(tree: Tree, device: str, number: int) -> Port:
+def _port(tree: Tree, device: str, number: int, with_gids: bool) -> Port:
     where = f"{_CLASS}/{device}/ports/{number}"
-    gids = tuple(_gids(tree, where))
+    gids = tuple(_gids(tree, where)) if with_gids else ()
     netdev = next((gid.netdev for gid in gids if gid.netdev), "")
     return Port(
         device=device,
@@ -197,20 +197,30 @@ def _port(tree: Tree, device: str, number: int) -> Port:
 
 def _gids(tree: Tree, where: str) -> list[Gid]:
     """Entries in use: the kernel shows unused ones as zeros."""
-    found = []
-    for name in tree.names(f"{where}/gids")[:_MOST_GIDS]:
-        try:
-            address = ipaddress.IPv6Address(tree.text(f"{where}/gids/{name}") or "")
-        except ValueError:
-            continue
-        if not name.isdecimal() or not int(address) & ((1 << 64) - 1):
-            continue
-        kind = _ROCE.get(tree.text(f"{where}/gid_attrs/types/{name}") or "", "InfiniBand")
-        if kind != "InfiniBand" and tree.text(f"{where}/link_layer") == "InfiniBand":
-            kind = "InfiniBand"  # its driver calls the type of every GID "IB/RoCE v1"
-        netdev = tree.text(f"{where}/gid_attrs/ndevs/{name}") or ""
-        found.append(Gid(int(name), address, kind, netdev))
+    found: list[Gid] = []
+    unused = 0
+    for name in tree.names(f"{where}/gids"):
+        gid = _gid(tree, where, name)
+        unused = unused + 1 if gid is None else 0
+        if gid is not None:
+            found.append(gid)
+        elif unused == _UNUSED_RUN:
+            break
     return found
+
+
+def _gid(tree: Tree, where: str, name: str) -> Gid | None:
+    try:
+        address = ipaddress.IPv6Address(tree.text(f"{where}/gids/{name}") or "")
+    except ValueError:
+        return None
+    if not name.isdecimal() or not int(address) & ((1 << 64) - 1):
+        return None
+    kind = _ROCE.get(tree.text(f"{where}/gid_attrs/types/{name}") or "", "InfiniBand")
+    if kind != "InfiniBand" and tree.text(f"{where}/link_layer") == "InfiniBand":
+        kind = "InfiniBand"  # its driver calls the type of every GID "IB/RoCE v1"
+    netdev = tree.text(f"{where}/gid_attrs/ndevs/{name}") or ""
+    return Gid(int(name), address, kind, netdev)
 
 
 def _hex(text: str | None) -> int:
