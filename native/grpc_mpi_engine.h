@@ -24,13 +24,18 @@
 #include <string.h>
 #include <time.h>
 
+#define CHANNEL "the grpc+mpi channel"
+
 #include "grpc_mpi_proto.h"
+#include "tensor_ring.h"
 #include "grpc_mpi_state.h"
+#include "tensor_threads.h"
 #include "grpc_mpi_tensors.h"
+#include "tensor_table.h"
 #include "grpc_mpi_receive.h"
 #include "grpc_mpi_send.h"
 #include "grpc_mpi_progress.h"
-#include "grpc_mpi_verbs.h"
+#include "tensor_verbs.h"
 #include "grpc_mpi_case.h"
 
 static const char *last_error(void *self)

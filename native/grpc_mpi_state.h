@@ -1,9 +1,6 @@
 /* What the grpc+mpi engine knows of a case. Part of grpc_mpi_engine.h. */
 #define MOST_NBYTES ((uint64_t)INT_MAX - FRAMING)   /* of a tensor: MPI counts in int */
 #define OPTIMAL_FROM 1024u      /* bytes: TensorFlow's, below them a tensor goes in one message */
-#define MOST_LANES 65536u
-#define LOOK_NS INT64_C(50000000)       /* at the stop flag */
-#define FINISH_NS INT64_C(5000000000)
 #define IDLE_TURNS 256u         /* before the progress thread yields or sleeps */
 #define NAP_NS 50000
 
@@ -40,11 +37,9 @@ typedef struct call {
     uint64_t nbytes;            /* of what came */
 } call;
 
-enum lane_state { IDLE, OPEN, ARRIVED, HELD, LOOSE, ANSWERING };
-
 /* The k-th exchange with a peer. Its asker offers the request and calls for the reply, its server
  * calls for the request and offers the reply. */
-typedef struct lane {
+struct lane {
     enum lane_state state;
     bool asks, wants_reply;
     uint32_t peer;              /* index */
@@ -55,12 +50,7 @@ typedef struct lane {
     uint32_t pending;           /* asker: halves that are not complete */
     uint32_t slot;              /* server: of `incoming` */
     uint64_t asked;             /* server: 1 + number of the last reply that was asked for */
-} lane;
-
-typedef struct ring {           /* of lanes */
-    lane **at;
-    uint32_t size, head, count;
-} ring;
+};
 
 typedef struct key {
     char text[KEY_MAX];
@@ -112,104 +102,3 @@ typedef struct engine {
     uint64_t request_id;
     cb_grpc_mpi_counters counters;
 } engine;
-
-/* Either thread writes its own; the loop's reads the other when it sees `failed`. */
-static char *error_of(engine *e)
-{
-    return pthread_equal(pthread_self(), e->thread) ? e->thread_error : e->error;
-}
-
-static int refuse(engine *e, int code, const char *why)
-{
-    snprintf(error_of(e), sizeof e->error, "%s", why);
-    return code;
-}
-
-static int mpi_failed(engine *e, const char *name, int code)
-{
-    char text[512] = "unknown error";   /* MPI_MAX_ERROR_STRING: 256 to 512 */
-    int length = 0;
-    e->l.mpi.Error_string(code, text, &length);
-    text[sizeof text - 1] = '\0';
-    for (char *p = text; *p; p++)
-        if (*p == '\n')
-            *p = ' ';
-    snprintf(error_of(e), sizeof e->error, "MPI_%s: %.480s", name, text);
-    return -EIO;
-}
-
-#define TRY(e, name, ...) \
-    do { \
-        int code_ = (e)->l.mpi.name(__VA_ARGS__); \
-        if (__builtin_expect(code_ != 0, 0)) \
-            return mpi_failed((e), #name, code_); \
-    } while (0)
-
-static bool stopped(const engine *e)
-{
-    return __atomic_load_n(e->c->stop, __ATOMIC_ACQUIRE) != 0;
-}
-
-/* The count is read without the lock, to see whether it is worth taking. */
-static void push(ring *r, lane *value)
-{
-    uint32_t at = r->head + r->count;
-    r->at[at < r->size ? at : at - r->size] = value;
-    __atomic_store_n(&r->count, r->count + 1, __ATOMIC_RELEASE);
-}
-
-static lane *pop(ring *r)
-{
-    lane *value = r->at[r->head];
-    if (++r->head == r->size)
-        r->head = 0;
-    __atomic_store_n(&r->count, r->count - 1, __ATOMIC_RELEASE);
-    return value;
-}
-
-static bool any(const ring *r)
-{
-    return __atomic_load_n(&r->count, __ATOMIC_ACQUIRE) != 0;
-}
-
-static void lock(engine *e)
-{
-    pthread_mutex_lock(&e->lock);
-}
-
-static void unlock(engine *e)
-{
-    pthread_mutex_unlock(&e->lock);
-}
-
-static void count(uint64_t *counter, uint64_t more)
-{
-    __atomic_fetch_add(counter, more, __ATOMIC_RELAXED);
-}
-
-static void tell_loop(engine *e)
-{
-    if (!e->waiting)
-        return;
-    e->handed_over = true;
-    pthread_cond_signal(&e->news);
-}
-
-static void tell_thread(engine *e)
-{
-    if (e->napping)
-        pthread_cond_signal(&e->work);
-}
-
-static int64_t monotonic_ns(void)       /* for deadlines */
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-static void wait_until(engine *e, pthread_cond_t *what, int64_t until)
-{
-    struct timespec t = {until / 1000000000, until % 1000000000};
-    pthread_cond_timedwait(what, &e->lock, &t);
-}

@@ -5,30 +5,25 @@
  * at its owner; out of the received bytes, into the message that the callback takes by value, and
  * into the tensor at the rank that asked. path=optimal has none for a tensor of one buffer.
  */
-static void copy(engine *e, char *to, const char *from, uint64_t nbytes)
+static int mpi_failed(engine *e, const char *name, int code)
 {
-    if (nbytes)
-        memcpy(to, from, nbytes);
-    count(&e->counters.copied_nbytes, nbytes);
+    char text[512] = "unknown error";   /* MPI_MAX_ERROR_STRING: 256 to 512 */
+    int length = 0;
+    e->l.mpi.Error_string(code, text, &length);
+    text[sizeof text - 1] = '\0';
+    for (char *p = text; *p; p++)
+        if (*p == '\n')
+            *p = ' ';
+    snprintf(error_of(e), sizeof e->error, "MPI_%s: %.480s", name, text);
+    return -EIO;
 }
 
-static void gather(engine *e, char *to, const cb_iov *m)
-{
-    for (uint32_t i = 0; i < m->n; i++) {
-        copy(e, to, m->iov[i].iov_base, m->iov[i].iov_len);
-        to += m->iov[i].iov_len;
-    }
-}
-
-static void scatter(engine *e, const cb_iov *m, const char *from, uint64_t nbytes)
-{
-    for (uint32_t i = 0; i < m->n && nbytes > 0; i++) {
-        uint64_t part = m->iov[i].iov_len < nbytes ? m->iov[i].iov_len : nbytes;
-        copy(e, m->iov[i].iov_base, from, part);
-        from += part;
-        nbytes -= part;
-    }
-}
+#define TRY(e, name, ...) \
+    do { \
+        int code_ = (e)->l.mpi.name(__VA_ARGS__); \
+        if (__builtin_expect(code_ != 0, 0)) \
+            return mpi_failed((e), #name, code_); \
+    } while (0)
 
 /* As raw bytes behind a header? */
 static bool goes_raw(const engine *e, uint64_t nbytes)
@@ -105,4 +100,36 @@ static int take_raw(engine *e, const cb_iov *target, int32_t rank, uint64_t nbyt
     if (joined)
         free(to);
     return rc;
+}
+
+/* ------------------------------------------------------------------ for the thread that calls MPI */
+
+static int check_size(engine *e, uint64_t nbytes)
+{
+    if (nbytes <= MOST_NBYTES)
+        return 0;
+    snprintf(e->error, sizeof e->error, "a message of %llu bytes: the grpc+mpi channel sends at "
+             "most %llu, because MPI counts in int", (unsigned long long)nbytes,
+             (unsigned long long)MOST_NBYTES);
+    return -EMSGSIZE;
+}
+
+static void tell_thread(engine *e)
+{
+    if (e->napping)
+        pthread_cond_signal(&e->work);
+}
+
+/* A tensor of the peer's is wanted. With the lock. */
+static void ask_for(engine *e, lane *a)
+{
+    push(&e->calls, a);
+    tell_thread(e);
+}
+
+/* A tensor was put and the peer asks for it. With the lock. */
+static void respond(engine *e, lane *a)
+{
+    push(&e->responses, a);
+    tell_thread(e);
 }
