@@ -39,7 +39,7 @@ class Slots:
 class Prepared:
     """An engine made ready for a case; OSError when it fails."""
 
-    def __init__(self, capsule: object, peers: Sequence[int], window: int, reply_every: int, asks: bool, serves: bool, request: object, reply: object, incoming: object, answer_nbytes: int, stop: object) -> None: ...
+    def __init__(self, capsule: object, peers: Sequence[int], window: int, reply_every: int, asks: bool, serves: bool, request: object, reply: object, incoming: object, answer_nbytes: int, stop: object, ncalls: int = 1) -> None: ...
 
     def copied(self) -> int:
         """Payload bytes that the engine has copied so far."""

@@ -65,6 +65,7 @@ class NativeLoop:
                 _slots(exchange.incoming),
                 exchange.answer_nbytes,
                 exchange.stop,
+                exchange.calls,
             )
         except OSError as error:
             raise _error(error.errno or 0, f"channel {channel.name}: {error.strerror}") from error

@@ -169,6 +169,7 @@ class CaseRun:
             incoming=slots("incoming", (steps.incoming,) * len(self.role.sources)),
             answer_nbytes=max(steps.calls),
             stop=self.rendezvous.stop,
+            calls=len(steps.calls),
         )
         self.requests = exchange.request
         if steps.parameters is not None:

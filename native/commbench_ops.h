@@ -66,6 +66,9 @@ typedef struct cb_case {
     uint32_t nincoming;
     uint64_t answer_nbytes;     /* most bytes of an answer this rank gives */
     const int32_t *stop;        /* non-zero (atomic): give up with -ECANCELED */
+    /* Added after version 1 was frozen; struct_size says whether it is there. */
+    uint32_t ncalls;            /* message k to or from a peer is call k % ncalls of a step, each of
+                                   which has a length of its own; 1: all are alike */
 } cb_case;
 
 /* A finished post(): reply_nbytes is what arrived (0 for one-way), in the first bytes of the

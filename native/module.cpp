@@ -62,7 +62,7 @@ struct Prepared {
 
     Prepared(nb::object capsule, std::vector<int32_t> peers_, uint32_t window,
              uint32_t reply_every, bool asks, bool serves, nb::object request, nb::object reply,
-             nb::object incoming, uint64_t answer_nbytes, nb::object stop)
+             nb::object incoming, uint64_t answer_nbytes, nb::object stop, uint32_t ncalls)
         : peers(std::move(peers_)),
           keep(nb::make_tuple(capsule, request, reply, incoming, stop)),
           engine(engine_of(capsule)) {
@@ -83,6 +83,7 @@ struct Prepared {
         c.nincoming = inc.size();
         c.answer_nbytes = answer_nbytes;
         c.stop = &nb::cast<StopFlag &>(stop).value;
+        c.ncalls = ncalls;
         call(engine->ops->prepare(engine->self, &c));
     }
     Prepared(const Prepared &) = delete;
@@ -278,10 +279,11 @@ NB_MODULE(_native, m) {
 
     nb::class_<Prepared>(m, "Prepared", "An engine made ready for a case; OSError when it fails.")
         .def(nb::init<nb::object, std::vector<int32_t>, uint32_t, uint32_t, bool, bool,
-                      nb::object, nb::object, nb::object, uint64_t, nb::object>(),
+                      nb::object, nb::object, nb::object, uint64_t, nb::object, uint32_t>(),
              nb::arg("capsule"), nb::arg("peers"), nb::arg("window"), nb::arg("reply_every"),
              nb::arg("asks"), nb::arg("serves"), nb::arg("request"), nb::arg("reply"),
-             nb::arg("incoming"), nb::arg("answer_nbytes"), nb::arg("stop"))
+             nb::arg("incoming"), nb::arg("answer_nbytes"), nb::arg("stop"),
+             nb::arg("ncalls") = 1)
         .def("copied", &Prepared::copied, "Payload bytes that the engine has copied so far.")
         .def("finish", &Prepared::finish);
 

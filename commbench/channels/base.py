@@ -42,6 +42,8 @@ class Exchange:
 
     ``peers``: ranks exchanged with. ``window``: most messages in flight to one peer.
     ``reply_every``: 1: every message has a reply; W: the last of each W; counted per peer.
+    ``calls``: message k to or from a peer is call k mod ``calls`` of a step, each of which has a
+    length of its own.
     """
 
     peers: tuple[int, ...]
@@ -54,6 +56,7 @@ class Exchange:
     incoming: Sequence[Message]
     answer_nbytes: int
     stop: StopFlag
+    calls: int = 1
 
 
 @dataclass(frozen=True, slots=True)
