@@ -111,6 +111,7 @@ class CaseRun:
     def run(self) -> Share:
         """Collective. Raises PayloadMismatch, PeerLost, TransferError, Interrupted, UsageError."""
         window = self.verified_window()
+        self.channel.begin("native" if self.native else "python")
         loop = self.prepare(window, distinct=True)
         self.verified_pass(loop, window)
         if self.case.window > 1 and not (self.every and window == self.case.window):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from commbench.channels import rdma
 from commbench.channels.rdma import RdmaChannel
 from commbench.channels.rdma_devices import missing
 from commbench.errors import UsageError
@@ -68,9 +69,16 @@ def test_a_device_flag_without_a_channel_that_takes_it_is_refused() -> None:
         planned("tcp", **{"ib-dev": "rxe0"})
 
 
-def test_there_is_no_python_data_path() -> None:
-    with pytest.raises(UsageError, match="--loop python: channel rdma has native loops only"):
-        RdmaChannel.check_loop("python")
+def test_either_engine_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is usable with one; without any it says what each needs."""
+    monkeypatch.setattr(rdma.rdma_devices, "missing", lambda _: None)
+    for native, python in ((None, "no pyverbs"), ("no libibverbs", None)):
+        monkeypatch.setattr(rdma, "native_missing", lambda: native)  # noqa: B023 - called at once
+        monkeypatch.setattr(rdma, "python_missing", lambda: python)  # noqa: B023
+        assert RdmaChannel.missing() is None
+    monkeypatch.setattr(rdma, "python_missing", lambda: "no pyverbs")
+    said = RdmaChannel.missing()
+    assert said and said.startswith("no libibverbs. ") and said.endswith(": no pyverbs")
 
 
 @pytest.mark.skipif(missing(Tree()) is None, reason="this host has an RDMA device")

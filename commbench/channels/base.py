@@ -141,6 +141,10 @@ class Channel(ABC):
         Raises ChannelUnavailable, UsageError (an option that cannot be), TransferError.
         """
 
+    def begin(self, loop: str) -> None:  # noqa: B027 - most have nothing to do
+        """The next cases of this rank run in this loop, "native" or "python". Collective, between
+        cases and before any: where it matters, the channel must ask the other ranks."""
+
     @abstractmethod
     def prepare(self, exchange: Exchange) -> None:
         """Get ready for one case; undone by ``finish``. A barrier follows each."""

@@ -1,20 +1,18 @@
-"""``rdma``: RC queue pairs under the native loops.
+"""``rdma``: RC queue pairs.
 
-The engine is ``native/rdma``, which opens the device itself. ``rdma_devices.py`` chooses the port
-and its address, ``rdma_connect.py`` connects; ``native/rdma/wire.h`` says what travels.
+Two engines open the device themselves: ``native/rdma`` for the native loops and ``rdma_python.py``
+for the Python ones, in turn (``rdma_loops.py``). ``rdma_devices.py`` chooses the port and its
+address, ``rdma_connect.py`` connects. What travels is written down in ``native/rdma/wire.h``.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from commbench.channels import rdma_devices
 from commbench.channels.base import Capability, Option
-from commbench.channels.native_only import NativeOnlyChannel
 from commbench.channels.rdma_connect import (
     MTUS,
     QueuePairAddress,
@@ -24,7 +22,10 @@ from commbench.channels.rdma_connect import (
     records,
     same_port,
 )
+from commbench.channels.rdma_loops import RdmaLoops, native_missing, python_missing
 from commbench.channels.rdma_proof import Counter, check_grown
+from commbench.channels.rdma_python import PythonEngine
+from commbench.channels.rdma_pyverbs import Options
 from commbench.errors import (
     ChannelUnavailable,
     CommbenchError,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from commbench.harness.rendezvous import Rendezvous
     from commbench.harness.world import World
 
-_MODULE = "commbench._rdma_core"
 _INSTALL = (
     "Debian: apt install libibverbs-dev ibverbs-providers; elsewhere: rdma-core with its headers"
 )
@@ -51,7 +51,7 @@ _MOST_EAGER = 1 << 24
 _FLAGS = ("ib_dev", "ib_port", "gid_index", "mtu", "sl")  # that the command line has, too
 
 
-class RdmaChannel(NativeOnlyChannel):
+class RdmaChannel(RdmaLoops):
     name = "rdma"
     capabilities = Capability.REQUEST | Capability.ONE_WAY | Capability.WINDOW | Capability.IOVEC
     options: ClassVar[Mapping[str, Option]] = {
@@ -75,23 +75,27 @@ class RdmaChannel(NativeOnlyChannel):
     }
 
     def __init__(
-        self, engine: Engine, address: rdma_devices.Address, options: Mapping[str, str], mtu: int
+        self,
+        world: World,
+        rendezvous: Rendezvous,
+        address: rdma_devices.Address,
+        options: Mapping[str, str],
     ) -> None:
-        self._engine = engine
+        super().__init__(rendezvous)
+        self._world = world
         self._address = address
         self._options = dict(options)
-        self._mtu = mtu
         self._looped = False
+        self._sent = 0  # bytes, by engines that were closed
+        self._mtu = 0
         self._counter = Counter.of(Tree(), address.port.device, address.port.number)
 
     @classmethod
     def missing(cls) -> str | None:
-        if find_spec(_MODULE) is None:
-            return f"it was built without libibverbs. {_INSTALL}; then {_REBUILD}"
-        try:
-            import_module(_MODULE)
-        except ImportError as error:  # built where the library was, run where it is not
-            return f"{error}. {_INSTALL}; then {_REBUILD}"
+        native, python = native_missing(), python_missing()
+        if native and python:
+            brings = f"{_INSTALL}; then {_REBUILD}"
+            return f"{native}. {brings}. Or, for the Python loops alone: {python}"
         return rdma_devices.missing(Tree())
 
     @classmethod
@@ -124,16 +128,56 @@ class RdmaChannel(NativeOnlyChannel):
             addresses=_measured(world, rendezvous),
             named=world.interface is not None,
         )
-        engine = _engine(world, address, options)
+        channel = cls(world, rendezvous, address, options)
+        channel.begin("python" if native_missing() else "native")
+        return channel
+
+    def _open_engine(self, loop: str) -> Engine | PythonEngine:
+        if loop == "python" and (lacking := python_missing()):
+            raise ChannelUnavailable(f"channel rdma: --loop python: {lacking}")
+        if loop == "python" and self._options["wait"] != "spin":
+            raise UsageError(
+                f"-o wait={self._options['wait']}: the Python loops of channel rdma always poll; "
+                f"allowed with --loop python: spin"
+            )
+        engine = self._engine_of(loop)
         try:
-            channel = cls(engine, address, options, _path_mtu(engine, address, options["mtu"]))
-            channel._connect(world, rendezvous)
+            self._mtu = self._mtu or _path_mtu(engine, self._address, self._options["mtu"])
         except BaseException:
             engine.close()
             raise
-        return channel
+        return engine
 
-    def _connect(self, world: World, rendezvous: Rendezvous) -> None:
+    @classmethod
+    def engine_options(cls, options: Mapping[str, str]) -> dict[str, Any]:
+        """Of either engine, from those of the channel."""
+        return {
+            "op": options["op"],
+            "eager_max": _eager(options),
+            "inline_max": int(options["inline"]),
+            "tx_depth": int(options["tx_depth"]),
+            "rx_depth": int(options["rx_depth"]),
+            "signal_every": int(options["signal"]),
+        }
+
+    def _engine_of(self, loop: str) -> Engine | PythonEngine:
+        port, world, more = self._address.port, self._world, self.engine_options(self._options)
+        where = (port.device, port.number, world.rank, world.size)
+        try:
+            if loop == "python":
+                return PythonEngine(Options(*where, **more), self._rendezvous.stop)
+            from commbench._rdma_core import Engine
+
+            return Engine(*where, **more, spin=self._options["wait"] == "spin")
+        except OSError as error:
+            raise ChannelUnavailable(f"channel {self.name}: {error.strerror}") from None
+
+    def _closed(self, engine: Engine | PythonEngine) -> None:
+        self._sent += engine.sent_bytes
+        engine.close()
+
+    def _connect(self) -> None:
+        world, rendezvous = self._world, self._rendezvous
         others = [rank for rank in range(world.size) if rank != world.rank]
         ours = {peer: self._record(peer) for peer in others}
         theirs = records(rendezvous.allgather(published(ours)), world.rank)
@@ -171,12 +215,10 @@ class RdmaChannel(NativeOnlyChannel):
         except OSError as error:
             raise _error(error) from None
 
-    def native(self) -> Engine:
-        return self._engine
-
     def describe(self) -> dict[str, str | int | float]:
         """Raises TransferError unless the device has counted what the engine gave it to send."""
-        proof = check_grown(self._counter, self._engine.sent_bytes, self._mtu, looped=self._looped)
+        sent = self._sent + self._engine.sent_bytes
+        proof = check_grown(self._counter, sent, self._mtu, looped=self._looped)
         port, gid, limits = self._address.port, self._address.gid, self._engine.limits
         described: dict[str, str | int | float] = {
             **{key: value for key, value in self._options.items() if key not in _FLAGS},
@@ -197,9 +239,6 @@ class RdmaChannel(NativeOnlyChannel):
         if gid is None:
             return {**described, "address": f"LID {limits['lid']}"}
         return {**described, "address": f"GID {gid.ipv4 or gid.address}", "gid_index": gid.index}
-
-    def close(self) -> None:
-        self._engine.close()
 
 
 def _number(name: str, text: str, least: int, most: int) -> int:
@@ -225,28 +264,7 @@ def _measured(world: World, rendezvous: Rendezvous) -> tuple[str, ...]:
     return interface.addresses if interface else (chosen,)
 
 
-def _engine(world: World, address: rdma_devices.Address, options: Mapping[str, str]) -> Engine:
-    from commbench._rdma_core import Engine
-
-    try:
-        return Engine(
-            address.port.device,
-            address.port.number,
-            world.rank,
-            world.size,
-            op=options["op"],
-            eager_max=_eager(options),
-            inline_max=int(options["inline"]),
-            tx_depth=int(options["tx_depth"]),
-            rx_depth=int(options["rx_depth"]),
-            signal_every=int(options["signal"]),
-            spin=options["wait"] == "spin",
-        )
-    except OSError as error:
-        raise ChannelUnavailable(f"channel rdma: {error.strerror}") from None
-
-
-def _path_mtu(engine: Engine, address: rdma_devices.Address, wanted: str) -> int:
+def _path_mtu(engine: Engine | PythonEngine, address: rdma_devices.Address, wanted: str) -> int:
     active = engine.limits["mtu"]
     if wanted and int(wanted) > active:
         raise UsageError(f"--mtu {wanted}: {address.port.name} has {active} at most")

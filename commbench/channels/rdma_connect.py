@@ -18,7 +18,7 @@ MTUS = (256, 512, 1024, 2048, 4096)
 
 _HOP_LIMIT = 64
 _TIMEOUT = 14  # 4.096 us * 2^14 = 67 ms until a packet is sent again
-_RETRIES = 7  # so a peer that is gone shows after about half a second
+_RETRIES = 6  # so a peer that is gone shows after about half a second; 7 is for ever on Soft-RoCE
 _RNR_RETRY = 7  # for ever; credits keep every receiver ready
 _MIN_RNR_TIMER = 12  # 0.64 ms
 _MOST_READS = 16  # in flight

@@ -51,6 +51,7 @@ class Context:
         return self.loop == "native" or (self.loop == "mixed" and self.rank % 2 == 0)
 
     def make(self, exchange: Exchange) -> Loop:
+        self.channel.begin("native" if self.native() else "python")
         loop = (NativeLoop if self.native() else PythonLoop)(self.channel, exchange)
         self.rendezvous.barrier()
         return loop

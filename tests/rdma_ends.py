@@ -1,0 +1,110 @@
+"""Two ends of the ``rdma`` channel in one process: each runs a verified loop in a thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from commbench.channels.base import Exchange
+from commbench.channels.rdma_pyverbs import Options
+from commbench.harness.loops import Block, NativeLoop, PythonLoop, Stamps
+from commbench.harness.stop import StopFlag
+from commbench.payloads.buffers import allocate
+
+TIMEOUT_S = 30.0  # without any progress
+
+
+def options(device: str, rank: int, op: str, **more: int) -> Options:
+    given = {"eager_max": 1024, "inline_max": 128, "tx_depth": 8, "rx_depth": 16} | more
+    return Options(device=device, port=1, rank=rank, size=2, op=op, signal_every=4, **given)
+
+
+def exchange(rank: int, layout: tuple[int, ...], window: int, batch: int, both: bool) -> Exchange:
+    asks, serves = both or rank == 0, both or rank == 1
+    return Exchange(
+        peers=(1 - rank,),
+        window=window,
+        reply_every=batch,
+        asks=asks,
+        serves=serves,
+        request=allocate(layout, window if asks else 0),
+        reply=allocate(layout if batch == 1 else (), window if asks else 0),
+        incoming=allocate(layout, window if serves else 0),
+        answer_nbytes=sum(layout),
+        stop=StopFlag(),
+    )
+
+
+class Verbs:
+    """As a channel hands them on."""
+
+    name = "rdma"
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def native(self) -> Any:
+        return self._engine
+
+    def serve_inline(self, handler: object) -> bool:
+        return False
+
+
+def together(*parts: Callable[[], None]) -> None:
+    errors: list[BaseException] = []
+
+    def guarded(part: Callable[[], None]) -> None:
+        try:
+            part()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(part,), daemon=True) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * TIMEOUT_S)
+        assert not thread.is_alive()
+    for error in errors:
+        raise error
+
+
+def run(
+    engine: Any,
+    rank: int,
+    layout: tuple[int, ...],
+    window: int = 1,
+    batch: int = 1,
+    both: bool = False,
+    count: int = 40,
+) -> None:
+    """Every message is verified, by the loop that any run has: native where there is a capsule."""
+    case = exchange(rank, layout, window, batch, both)
+    kind_of = NativeLoop if hasattr(engine, "capsule") else PythonLoop
+    loop: Any = kind_of(Verbs(engine), case)  # type: ignore[arg-type]
+    nbytes = sum(layout)
+    kind = "ask-and-serve" if both else "serve" if rank else "windowed" if batch > 1 else "closed"
+    block = Block(
+        kind=kind,
+        handler=("echo" if batch == 1 else "sink") if case.serves else None,
+        targets=(1 - rank,) if case.asks else (),
+        rank=rank,
+        count=count if case.asks else 0,
+        serve=count * batch if case.serves else 0,
+        batch=batch,
+        seed=3,
+        number=1,
+        request_nbytes=nbytes,
+        reply_nbytes=nbytes if batch == 1 else 0,
+        verify_every=True,
+        ordered=True,
+        timeout_s=TIMEOUT_S,
+    )
+    outcome = loop.run(block, Stamps(count))
+    engine.settle([1 - rank], TIMEOUT_S)
+    loop.close()
+    assert outcome.done == block.count and outcome.served == block.serve
