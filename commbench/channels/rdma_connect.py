@@ -25,25 +25,30 @@ _MOST_READS = 16  # in flight
 _OWN = ("qpn", "psn", "ring_address")  # of each queue pair; the rest is the same for all of a rank
 
 
-@dataclass(frozen=True, slots=True)
-class QueuePairAddress:
-    """All that a peer must know of one queue pair, as JSON in the rendezvous.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuePair:
+    """One end of a connection. ``gid``: "" where the LID alone is the address."""
 
-    ``gid``: "" where the LID alone is the address. ``op``: how frames travel. ``ring_*``: where the
-    frames of the peer go.
-    """
-
-    device: str
     port: int
-    link_layer: str
     lid: int
     gid: str
     gid_index: int
     mtu: int
-    op: str
     max_rd_atomic: int
     qpn: int
     psn: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuePairAddress(QueuePair):
+    """All that a peer of the rdma channel must know of one queue pair, as JSON in the rendezvous.
+
+    ``op``: how frames travel. ``ring_*``: where the frames of the peer go.
+    """
+
+    device: str
+    link_layer: str
+    op: str
     ring_address: int
     ring_rkey: int
     ring_depth: int
@@ -85,12 +90,12 @@ class Endpoints(Protocol):
         """The ring of the peer, before the first frame."""
 
 
-def path_mtu(ours: QueuePairAddress, theirs: QueuePairAddress) -> int:
+def path_mtu(ours: QueuePair, theirs: QueuePair) -> int:
     """Bytes; what both ports can."""
     return min(ours.mtu, theirs.mtu)
 
 
-def same_port(ours: QueuePairAddress, theirs: QueuePairAddress) -> bool:
+def same_port(ours: QueuePair, theirs: QueuePair) -> bool:
     """Whether a device may hand the bytes over inside, past the link and its counters."""
     return (ours.gid, ours.lid) == (theirs.gid, theirs.lid)
 
@@ -113,12 +118,12 @@ def check_pair(ours: QueuePairAddress, theirs: QueuePairAddress, peer: int) -> N
         raise TransferError(f"the MTU of rank {peer} is {theirs.mtu}, ours {ours.mtu} bytes")
 
 
-def initialised(ours: QueuePairAddress) -> dict[str, int]:
+def initialised(ours: QueuePair) -> dict[str, int]:
     """RESET to INIT: it takes receive requests."""
     return {"pkey_index": 0, "port": ours.port, "remote_access": 1}
 
 
-def receiving(ours: QueuePairAddress, theirs: QueuePairAddress, sl: int) -> dict[str, int]:
+def receiving(ours: QueuePair, theirs: QueuePair, sl: int) -> dict[str, int]:
     """INIT to RTR: it takes what the peer sends."""
     route = {"port": ours.port, "lid": theirs.lid, "sl": sl}
     if theirs.gid:
@@ -133,7 +138,7 @@ def receiving(ours: QueuePairAddress, theirs: QueuePairAddress, sl: int) -> dict
     }
 
 
-def sending(ours: QueuePairAddress, theirs: QueuePairAddress) -> dict[str, int]:
+def sending(ours: QueuePair, theirs: QueuePair) -> dict[str, int]:
     """RTR to RTS."""
     return {
         "timeout": _TIMEOUT,

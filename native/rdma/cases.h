@@ -19,7 +19,7 @@ static int finish(void *self)
     ring_bell(r);
     for (uint32_t i = 0; i < r->nactive; i++)
         drain(r->active[i]);
-    release_slots(r);
+    release_slots(&r->regions);
     for (uint32_t i = 0; i < r->nactive; i++)
         free_conn(r->active[i]);
     ring_free(&r->done);
@@ -93,7 +93,7 @@ static int prepare(void *self, const cb_case *c)
     for (uint32_t i = 0; rc == 0 && i < c->npeers; i++)
         rc = add_conn(r, i, c->peers[i]);
     if (rc == 0)
-        rc = register_slots(r, c);
+        rc = register_slots(&r->regions, c);
     if (rc < 0) {
         char why[sizeof r->error];
         memcpy(why, r->error, sizeof why);

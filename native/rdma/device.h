@@ -67,6 +67,7 @@ static int make_queues(rdma *r)
 {
     uint64_t peers = r->o.size - 1;
     r->pd = ibv_alloc_pd(r->context);
+    r->regions = (regions){.pd = r->pd, .device = r->name, .error = r->error};
     r->events = ibv_create_comp_channel(r->context);
     if (!r->pd || !r->events)
         return refuse(r, -errno, "%s gives no protection domain or no events: %s", r->o.device,
@@ -138,7 +139,7 @@ static int open_device(rdma *r, const char *name)
     r->conns = calloc(r->o.size, sizeof *r->conns);
     if (!r->conns)
         return refuse(r, -ENOMEM, "out of memory");
-    r->rings = make_pages(r, r->rings_nbytes, &r->rings_mr, &rc);
+    r->rings = make_pages(&r->regions, r->rings_nbytes, &r->rings_mr, &rc);
     char *ring = r->rings;
     for (uint32_t peer = 0; rc == 0 && peer < r->o.size; peer++)
         if (peer != r->o.rank) {
@@ -271,6 +272,6 @@ int cb_rdma_join(cb_rdma *r, uint32_t peer, const cb_rdma_endpoint *theirs)
         return refuse(r, -EINVAL, "rank %u has a ring of %u entries of %u bytes", peer, depth,
                       theirs->ring_stride);
     c->theirs = *theirs;
-    c->tails = make_pages(r, depth * sizeof *c->tails, &c->tails_mr, &rc);
+    c->tails = make_pages(&r->regions, depth * sizeof *c->tails, &c->tails_mr, &rc);
     return rc;
 }

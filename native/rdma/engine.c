@@ -21,10 +21,10 @@
 
 #include "../tcp_wire.h"        /* places in a message */
 #include "rdma.h"
+#include "regions.h"
 #include "wire.h"
 
 #include "state.h"
-#include "memory.h"
 #include "post.h"
 #include "out.h"
 #include "arrive.h"

@@ -17,7 +17,7 @@ static char *staged(conn *c, uint32_t entry, int *rc)
 {
     size_t stride = c->theirs.ring_stride;
     if (!c->stage)
-        c->stage = make_pages(c->r, stride * c->theirs.ring_depth, &c->stage_mr, rc);
+        c->stage = make_pages(&c->r->regions, stride * c->theirs.ring_depth, &c->stage_mr, rc);
     return c->stage ? c->stage + entry * stride : NULL;
 }
 
@@ -38,7 +38,7 @@ static int gather(rdma *r, struct ibv_send_wr *w, struct ibv_sge *sges, const cb
         const struct iovec *iov = &payload->iov[i];
         if (iov->iov_len == 0)
             continue;
-        struct ibv_mr *mr = region_of(r, iov, &rc);
+        struct ibv_mr *mr = region_of(&r->regions, iov, &rc);
         if (!mr)
             return rc;
         sges[w->num_sge++] = (struct ibv_sge){(uintptr_t)iov->iov_base, (uint32_t)iov->iov_len,
@@ -107,7 +107,7 @@ static int list_segments(rdma *r, wire_cursor from, segment *to, uint32_t max, u
     while (from.left > 0) {
         wire_cursor next = from;
         struct iovec piece = wire_step(&next, next.left);
-        struct ibv_mr *mr = piece.iov_len ? region_of(r, &piece, &rc) : NULL;
+        struct ibv_mr *mr = piece.iov_len ? region_of(&r->regions, &piece, &rc) : NULL;
         uint64_t address = (uintptr_t)piece.iov_base;
         if (piece.iov_len && !mr)
             return rc;

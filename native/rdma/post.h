@@ -182,7 +182,7 @@ static int move(conn *c, enum ibv_wr_opcode opcode, wire_cursor here, const segm
             struct iovec piece = wire_step(&here, most - part);
             if (piece.iov_len == 0)
                 continue;
-            struct ibv_mr *mr = region_of(r, &piece, &rc);
+            struct ibv_mr *mr = region_of(&r->regions, &piece, &rc);
             if (!mr)
                 return rc;
             sges[w->num_sge++] = (struct ibv_sge){(uintptr_t)piece.iov_base,

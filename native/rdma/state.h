@@ -5,16 +5,6 @@ typedef struct ring {           /* of 32-bit values; never overfull */
     uint32_t *at, head, count, size;
 } ring;
 
-typedef struct region {         /* whole pages, registered */
-    uintptr_t from, to;
-    struct ibv_mr *mr;
-} region;
-
-typedef struct regions {        /* sorted by address */
-    region *at;
-    uint32_t count, room, last; /* last: where the last search ended */
-} regions;
-
 typedef struct flight {         /* a message of ours, from post() to poll() */
     uint64_t ticket, reply_nbytes;
     const cb_iov *request, *reply;
