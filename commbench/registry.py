@@ -31,6 +31,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "grpc-core": "commbench.channels.grpc_core:GrpcCoreChannel",
         "grpc+mpi": "commbench.channels.grpc_mpi:GrpcMpiChannel",
         "rdma": "commbench.channels.rdma:RdmaChannel",
+        "grpc+verbs": "commbench.channels.grpc_verbs:GrpcVerbsChannel",
         "loopback": "commbench.channels.loopback:LoopbackChannel",
     }
 )

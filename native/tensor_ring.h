@@ -1,6 +1,6 @@
 /*
- * Exchanges of tensors that their receivers ask for, in any engine that has them (grpc+mpi, grpc+verbs).
- * The tensor_*.h are parts of such an engine. It says what an offer, a call, a lane, a peer and the
+ * Exchanges of tensors that their receivers ask for, in any engine that has them: grpc+mpi and
+ * grpc+verbs. The tensor_*.h are parts of such an engine. It says what an offer, a call, a lane, a peer and the
  * engine itself are, with the members that are used here, and how a tensor travels:
  *   check_size(), make_offer(), ask_for(), respond()
  */
