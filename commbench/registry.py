@@ -32,6 +32,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "grpc+mpi": "commbench.channels.grpc_mpi:GrpcMpiChannel",
         "rdma": "commbench.channels.rdma:RdmaChannel",
         "grpc+verbs": "commbench.channels.grpc_verbs:GrpcVerbsChannel",
+        "ar-grpc": "commbench.channels.ar_grpc:ArGrpcChannel",
         "loopback": "commbench.channels.loopback:LoopbackChannel",
     }
 )

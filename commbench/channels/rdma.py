@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from commbench.harness.rendezvous import Rendezvous
     from commbench.harness.world import World
 
-_INSTALL = (
-    "Debian: apt install libibverbs-dev ibverbs-providers; elsewhere: rdma-core with its headers"
+BRINGS = (  # the native engine
+    "Debian: apt install libibverbs-dev ibverbs-providers; elsewhere: rdma-core with its headers; "
+    "then pip install --no-binary commbench --force-reinstall commbench (a checkout: make)"
 )
-_REBUILD = "pip install --no-binary commbench --force-reinstall commbench (a checkout: make)"
 _MOST_EAGER = 1 << 24
 _FLAGS = ("ib_dev", "ib_port", "gid_index", "mtu", "sl")  # that the command line has, too
 
@@ -94,8 +94,7 @@ class RdmaChannel(RdmaLoops):
     def missing(cls) -> str | None:
         native, python = native_missing(), python_missing()
         if native and python:
-            brings = f"{_INSTALL}; then {_REBUILD}"
-            return f"{native}. {brings}. Or, for the Python loops alone: {python}"
+            return f"{native}. {BRINGS}. Or, for the Python loops alone: {python}"
         return rdma_devices.missing(Tree())
 
     @classmethod
@@ -107,7 +106,7 @@ class RdmaChannel(RdmaLoops):
         if depth & (depth - 1):
             raise UsageError(f"-o rx_depth={depth}: allowed for channel rdma: a power of two")
         _eager(options)
-        if options["op"] == "write" and options["wait"] == "block":
+        if options.get("op") == "write" and options["wait"] == "block":
             raise UsageError(
                 "-o wait=block: op=write gives its receiver no events; allowed with op=send, "
                 "write-imm and read"
@@ -160,6 +159,11 @@ class RdmaChannel(RdmaLoops):
             "signal_every": int(options["signal"]),
         }
 
+    @classmethod
+    def native_options(cls, options: Mapping[str, str]) -> dict[str, Any]:
+        """Of the native engine alone."""
+        return {"spin": options["wait"] == "spin"}
+
     def _engine_of(self, loop: str) -> Engine | PythonEngine:
         port, world, more = self._address.port, self._world, self.engine_options(self._options)
         where = (port.device, port.number, world.rank, world.size)
@@ -168,7 +172,7 @@ class RdmaChannel(RdmaLoops):
                 return PythonEngine(Options(*where, **more), self._rendezvous.stop)
             from commbench._rdma_core import Engine
 
-            return Engine(*where, **more, spin=self._options["wait"] == "spin")
+            return Engine(*where, **(more | self.native_options(self._options)))
         except OSError as error:
             raise ChannelUnavailable(f"channel {self.name}: {error.strerror}") from None
 
@@ -203,7 +207,7 @@ class RdmaChannel(RdmaLoops):
             gid=str(gid.address) if gid else "",
             gid_index=gid.index if gid else 0,
             mtu=self._mtu,
-            op=self._options["op"],
+            op=self.engine_options(self._options)["op"],
             max_rd_atomic=limits["max_rd_atomic"],
             **self._engine.endpoint(peer),
         )

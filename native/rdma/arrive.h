@@ -52,6 +52,7 @@ static inline int begin_request(conn *c, const frame_tail *t, bool one_way, arri
         return too_long(c, t, room->nbytes);
     a->in = (cb_incoming){c->base + t->slot, c->peer, !one_way, cut(room, a->cut, t->nbytes)};
     a->moved = a->landed = 0;
+    c->announced[class_of(t->nbytes)] = t->kind != FRAME_REQUEST && t->kind != FRAME_ONE_WAY;
     push(&c->order, t->slot);
     return 0;
 }

@@ -20,6 +20,7 @@ static int finish(void *self)
     for (uint32_t i = 0; i < r->nactive; i++)
         drain(r->active[i]);
     release_slots(&r->regions);
+    free_pool(r);
     for (uint32_t i = 0; i < r->nactive; i++)
         free_conn(r->active[i]);
     ring_free(&r->done);
@@ -94,6 +95,8 @@ static int prepare(void *self, const cb_case *c)
         rc = add_conn(r, i, c->peers[i]);
     if (rc == 0)
         rc = register_slots(&r->regions, c);
+    if (rc == 0)
+        rc = make_pool(r);
     if (rc < 0) {
         char why[sizeof r->error];
         memcpy(why, r->error, sizeof why);

@@ -40,6 +40,7 @@ static int look_at_device(rdma *r)
     r->limits.max_rd_atomic = (uint32_t)(device.max_qp_rd_atom < device.max_qp_init_rd_atom
                                          ? device.max_qp_rd_atom : device.max_qp_init_rd_atom);
     r->limits.max_msg_sz = port.max_msg_sz ? port.max_msg_sz : 1u << 30;
+    r->piece = r->o.chunk && r->o.chunk < r->limits.max_msg_sz ? r->o.chunk : r->limits.max_msg_sz;
     r->limits.active_mtu = mtu_bytes(port.active_mtu);
     r->limits.lid = port.lid;
     r->limits.state = port.state;
@@ -120,6 +121,7 @@ static int make_conn(rdma *r, uint32_t peer, char *ring)
     c->qp = make_qp(r);
     if (!c->qp)
         return -EIO;
+    c->adapter.from = 8192;
     c->psn = (uint32_t)(now_ns() * 2654435761u >> 8) & 0xffffff;
     return 0;
 }
@@ -222,6 +224,13 @@ uint64_t cb_rdma_sent(const cb_rdma *r)
 uint32_t cb_rdma_regions(const cb_rdma *r)
 {
     return r->regions.count;
+}
+
+uint64_t cb_rdma_threshold(const cb_rdma *r, uint32_t peer)
+{
+    if (peer >= r->o.size || !r->conns || !r->conns[peer].qp)
+        return UINT64_MAX;
+    return r->o.adaptive ? threshold(&r->conns[peer].adapter) : eager_max(&r->conns[peer]) + 1;
 }
 
 static conn *other(rdma *r, uint32_t peer)

@@ -24,7 +24,9 @@
 #include "regions.h"
 #include "wire.h"
 
+#include "adapt.h"
 #include "state.h"
+#include "coalesce.h"
 #include "post.h"
 #include "out.h"
 #include "arrive.h"
@@ -53,8 +55,15 @@ static int start(conn *c, uint64_t ticket, const cb_iov *request, const cb_iov *
     if (c->free.count == 0)
         return refuse(c->r, -EAGAIN, "the window is full");
     uint32_t slot = pop(&c->free);
-    *flight_at(c, slot) = (flight){.ticket = ticket, .request = request, .reply = reply,
-                                   .busy = true, .due = true};
+    flight *f = flight_at(c, slot);
+    *f = (flight){.ticket = ticket, .request = request, .reply = reply, .busy = true, .due = true};
+    f->way = way_of_request(c, request->nbytes);
+    if (c->r->o.adaptive && reply)
+        f->since = now_ns();
+    if (c->r->pool.block > 0 && request->n > 1) {
+        f->joined = coalesce(c->r, c->base + slot, request);
+        f->request = &f->joined;
+    }
     enqueue(c, OUT_REQUEST, slot);
     return flush(c);
 }
@@ -143,7 +152,9 @@ static int answer(void *self, uint64_t ticket, const cb_iov *message)
     if (message->nbytes > r->c->answer_nbytes)
         return refuse(r, -EMSGSIZE, "an answer is larger than this case announced");
     conn *c = &r->conns[a->in.peer];
-    a->answer = *message;
+    uint64_t blocks = (uint64_t)r->c->window * r->c->npeers;
+    a->answer = r->pool.block > 0 ? coalesce(r, blocks + ticket, message) : *message;
+    a->way = way_of_answer(c, message->nbytes);
     a->moved = 0;
     enqueue(c, OUT_ANSWER, (uint32_t)ticket - c->base);
     return flush(c);

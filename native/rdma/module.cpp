@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../capsule.h"
+#include "adapt.h"
 #include "attributes.h"
 #include "rdma.h"
 
@@ -99,19 +100,33 @@ NB_MODULE(_rdma_core, m) {
     nb::set_leak_warnings(false);  // a process that ends in a hurry leaves objects behind
     m.doc() = "The engine of the rdma channel; see native/rdma/wire.h.";
 
+    nb::class_<adapter>(m, "Adapter", "Eager or rendezvous, see native/rdma/adapt.h; for tests.")
+        .def("__init__", [](adapter *self, uint64_t from) { *(new (self) adapter{}) = {from, {}}; },
+             "start"_a)
+        .def("rendezvous", [](adapter &self, uint64_t nbytes, uint64_t most) {
+            return choose(&self, nbytes, most) == RENDEZVOUS;
+        }, "nbytes"_a, "most"_a, "Does the next message take it?")
+        .def("learn", [](adapter &self, uint64_t nbytes, bool rendezvous, double ns) {
+            learn(&self, nbytes, rendezvous ? RENDEZVOUS : EAGER, ns);
+        }, "nbytes"_a, "rendezvous"_a, "ns"_a)
+        .def_prop_ro("threshold", [](adapter &self) { return threshold(&self); });
+
     nb::class_<Engine>(m, "Engine", "A device and a queue pair for each other rank; OSError when "
                                     "it fails.")
         .def("__init__", [](Engine *self, const std::string &device, uint32_t port, uint32_t rank,
                             uint32_t size, const std::string &op, uint32_t eager_max,
                             uint32_t inline_max, uint32_t tx_depth, uint32_t rx_depth,
-                            uint32_t signal_every, bool spin) {
+                            uint32_t signal_every, bool spin, uint32_t chunk, uint32_t coalesce,
+                            bool adaptive) {
             if (rank >= size || tx_depth < 2 || signal_every < 1 || signal_every > tx_depth / 2 ||
                 rx_depth < 16 || (rx_depth & (rx_depth - 1)))
                 throw nb::value_error("rank, depths and signalling do not fit");
             new (self) Engine({device.c_str(), port, rank, size, op_named(op), eager_max,
-                               inline_max, tx_depth, rx_depth, signal_every, spin});
+                               inline_max, tx_depth, rx_depth, signal_every, spin, chunk,
+                               coalesce, adaptive});
         }, "device"_a, "port"_a, "rank"_a, "size"_a, nb::kw_only(), "op"_a, "eager_max"_a,
-           "inline_max"_a, "tx_depth"_a, "rx_depth"_a, "signal_every"_a, "spin"_a)
+           "inline_max"_a, "tx_depth"_a, "rx_depth"_a, "signal_every"_a, "spin"_a, "chunk"_a = 0,
+           "coalesce"_a = 0, "adaptive"_a = false)
         .def_prop_ro("capsule", [](nb::handle self) {
             return engine_capsule(cb_rdma_engine(nb::cast<Engine &>(self).get()), self);
         })
@@ -121,6 +136,9 @@ NB_MODULE(_rdma_core, m) {
         })
         .def_prop_ro("sent_bytes", [](Engine &self) { return cb_rdma_sent(self.get()); })
         .def_prop_ro("regions", [](Engine &self) { return cb_rdma_regions(self.get()); })
+        .def("threshold", [](Engine &self, uint32_t peer) {
+            return cb_rdma_threshold(self.get(), peer);
+        }, "peer"_a, "Bytes from which on messages to this peer take the rendezvous.")
         .def("endpoint", &Engine::endpoint, "peer"_a)
         .def("modify", &Engine::modify, "peer"_a, "state"_a, "attributes"_a, "gid"_a = "")
         .def("join", &Engine::join, "peer"_a, "endpoint"_a)

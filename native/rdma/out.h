@@ -154,17 +154,36 @@ static int announce(conn *c, uint32_t kind, uint32_t slot, const cb_iov *message
 
 static void finish_flight(conn *c, uint32_t slot)
 {
-    flight_at(c, slot)->due = false;
+    flight *f = flight_at(c, slot);
+    f->due = false;
+    if (f->since)
+        learn(&c->adapter, f->request->nbytes, f->way, (double)(now_ns() - f->since));
     push(&c->r->done, c->base + slot);
+}
+
+static enum way way_of_request(conn *c, uint64_t nbytes)
+{
+    if (c->r->o.adaptive)
+        return choose(&c->adapter, nbytes, eager_max(c));
+    return nbytes > eager_max(c) ? RENDEZVOUS : EAGER;
+}
+
+/* Who asked has learnt what is faster for messages of this size. */
+static enum way way_of_answer(const conn *c, uint64_t nbytes)
+{
+    if (nbytes > eager_max(c))
+        return RENDEZVOUS;
+    return c->r->o.adaptive && nbytes > 0 && c->announced[class_of(nbytes)] ? RENDEZVOUS : EAGER;
 }
 
 static int send_request(conn *c, uint32_t slot)
 {
     flight *f = flight_at(c, slot);
     uint64_t nbytes = f->request->nbytes;
+    bool eager = f->way == EAGER;
     uint32_t way = f->reply ? 0 : FRAME_ONE_WAY - FRAME_REQUEST;
     int rc;
-    if (nbytes <= eager_max(c))
+    if (eager)
         rc = frame(c, FRAME_REQUEST + way, slot, nbytes, 0, f->request, false);
     else if (c->r->o.op == CB_RDMA_READ)
         rc = announce(c, FRAME_RTS_REQUEST + way, slot, f->request, nbytes, &f->moved);
@@ -175,9 +194,9 @@ static int send_request(conn *c, uint32_t slot)
     f->wr = c->wr;
     if (f->reply)
         c->wr_replied = c->wr;
-    else if (nbytes <= eager_max(c) && rc == 1)
+    else if (eager && rc == 1)
         finish_flight(c, slot);
-    else if (nbytes <= eager_max(c))
+    else if (eager)
         after_wr(c, AFTER_DONE, slot);
     return 0;
 }
@@ -186,7 +205,7 @@ static int send_answer(conn *c, uint32_t slot)
 {
     arrival *a = arrival_at(c, slot);
     int rc;
-    if (a->answer.nbytes <= eager_max(c)) {
+    if (a->way == EAGER) {
         rc = frame(c, FRAME_REPLY, slot, a->answer.nbytes, 0, &a->answer, false);
         a->state = FREE;        /* a request into this slot says that the answer is there */
     } else if (c->r->o.op == CB_RDMA_READ) {

@@ -173,7 +173,7 @@ static int move(conn *c, enum ibv_wr_opcode opcode, wire_cursor here, const segm
     uint64_t left = theirs->nbytes, at = theirs->address;
     while (left > 0) {
         struct ibv_sge *sges;
-        uint64_t part = 0, most = left < r->limits.max_msg_sz ? left : r->limits.max_msg_sz;
+        uint64_t part = 0, most = left < r->piece ? left : r->piece;
         int rc = make_room(c);
         if (rc < 0)
             return rc;

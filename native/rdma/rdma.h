@@ -25,6 +25,10 @@ typedef struct cb_rdma_options {
     uint32_t tx_depth, rx_depth;    /* work requests; rx_depth: a power of two */
     uint32_t signal_every;      /* at most tx_depth / 2 */
     bool spin;                  /* else sleep on completion events */
+    /* ar-grpc; 0 and false for rdma */
+    uint32_t chunk;             /* bytes: of a rendezvous that one work request moves at most */
+    uint32_t coalesce;          /* bytes: runs of buffers up to this size are joined */
+    bool adaptive;              /* eager_max is the most; adapt.h chooses below it */
 } cb_rdma_options;
 
 /* What the other side must know to reach one of our queue pairs, beside the port's address. */
@@ -57,6 +61,8 @@ int cb_rdma_settle(cb_rdma *r, const int32_t *peers, uint32_t npeers, int64_t ti
 /* Bytes handed to the device for sending, framing included; memory regions registered now. */
 uint64_t cb_rdma_sent(const cb_rdma *r);
 uint32_t cb_rdma_regions(const cb_rdma *r);
+/* Bytes from which on messages to this peer take the rendezvous; UINT64_MAX: none does. */
+uint64_t cb_rdma_threshold(const cb_rdma *r, uint32_t peer);
 
 #ifdef __cplusplus
 }

@@ -5,6 +5,13 @@ typedef struct ring {           /* of 32-bit values; never overfull */
     uint32_t *at, head, count, size;
 } ring;
 
+typedef struct pool {           /* see coalesce.h */
+    char *pages;
+    uint64_t nbytes, block;     /* block: bytes of one message; 0: there is no pool */
+    struct iovec *iov;          /* `most` for each block */
+    uint32_t most;
+} pool;
+
 typedef struct flight {         /* a message of ours, from post() to poll() */
     uint64_t ticket, reply_nbytes;
     const cb_iov *request, *reply;
@@ -12,6 +19,9 @@ typedef struct flight {         /* a message of ours, from post() to poll() */
     uint64_t moved;             /* bytes of the request written by rendezvous, or announced */
     uint64_t landed;            /* bytes of the reply that are asked for */
     bool busy, due;             /* due: not finished yet */
+    cb_iov joined;              /* the request, as coalesce() left it */
+    enum way way;
+    int64_t since;              /* when it was posted; 0: nobody learns from it */
 } flight;
 
 enum arrival_state { FREE, COMING, COMPLETE, ARRIVED, OPEN };
@@ -22,6 +32,7 @@ typedef struct arrival {        /* an incoming slot; its index is the ticket */
     cb_iov answer;
     uint64_t moved;             /* of the answer */
     uint64_t landed;            /* of the request: read, or asked for */
+    enum way way;               /* of the answer */
     enum arrival_state state;
 } arrival;
 
@@ -60,6 +71,8 @@ typedef struct conn {
     /* a case */
     bool active;
     uint32_t base;              /* its first flight and arrival */
+    adapter adapter;            /* of requests */
+    bool announced[SIZE_CLASSES];   /* the peer's last request of this class was; answers do alike */
     ring free;                  /* flights not in use */
     ring queue;                 /* frames that wait: out_kind | slot << 4 */
     ring order;                 /* incoming slots by their first frames */
@@ -80,6 +93,7 @@ struct rdma {
     char *rings;
     size_t rings_nbytes;
     uint32_t stride, max_sge;
+    uint32_t piece;             /* bytes that one work request of a rendezvous moves at most */
     conn *conns;                /* by rank */
     /* a case */
     const cb_case *c;           /* NULL between cases */
@@ -90,6 +104,7 @@ struct rdma {
     struct iovec *cuts;
     ring done, arrived, given;
     regions regions;
+    pool pool;
     /* work requests that are being put together for one doorbell */
     conn *batching;
     uint32_t batched;
