@@ -248,7 +248,7 @@ def test_a_lid_needs_no_global_route() -> None:
     theirs = record(link_layer="InfiniBand", lid=2, gid="")
     step = receiving(ours, theirs, sl=5)
     assert (step["lid"], step["sl"], "is_global" in step) == (2, 5, False)
-    assert sending(ours, theirs)["timeout"] == 14
+    assert sending(ours, theirs)["timeout"] == 16
 
 
 @pytest.mark.parametrize(

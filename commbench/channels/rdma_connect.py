@@ -17,8 +17,10 @@ Numbers = Mapping[str, int]
 MTUS = (256, 512, 1024, 2048, 4096)
 
 _HOP_LIMIT = 64
-_TIMEOUT = 14  # 4.096 us * 2^14 = 67 ms until a packet is sent again
-_RETRIES = 6  # so a peer that is gone shows after about half a second; 7 is for ever on Soft-RoCE
+# 4.096 us * 2^16 = 268 ms until a packet is sent again: with 2^14, as in perftest, Soft-RoCE gives
+# up on a peer that answers the 16 reads of another rank first
+_TIMEOUT = 16
+_RETRIES = 6  # so a peer that is gone shows after about two seconds; 7 is for ever on Soft-RoCE
 _RNR_RETRY = 7  # for ever; credits keep every receiver ready
 _MIN_RNR_TIMER = 12  # 0.64 ms
 _MOST_READS = 16  # in flight
