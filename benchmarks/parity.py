@@ -30,6 +30,7 @@ from commbench.harness.hardware import cpu_model
 from commbench.harness.sysfs import Tree
 
 GROUPS = ("mpi", "tcp", "grpc", "grpc-core", "ps", "harness")
+ON_DEVICES = ("rdma", "rdma-grpc")  # on demand: they need two ports of RDMA devices
 _PAIRS = {"tcp": pairs.of_tcp, "ps": pairs.of_ps}
 Records = Iterator[dict[str, Any]]
 
@@ -111,6 +112,7 @@ _PROGRAMS = {
     "iperf3": ("iperf3", "--version"),
     "grpc++": ("pkg-config", "--modversion", "grpc++"),
     "openmpi": ("mpirun.openmpi", "--version"),
+    "perftest": ("ib_write_lat", "--version"),
 }
 
 
@@ -138,7 +140,7 @@ def _cpus(text: str) -> tools.Cpus:
 
 
 @click.command()
-@click.argument("groups", nargs=-1, type=click.Choice(GROUPS))
+@click.argument("groups", nargs=-1, type=click.Choice(GROUPS + ON_DEVICES))
 @click.option(
     "--pairs",
     "count",
@@ -169,7 +171,10 @@ def main(
     shrink: int,
     output: Path | None,
 ) -> None:
-    """Measure the groups (all of them when none is named); a row for each figure as it ends."""
+    """Measure the groups; a row for each figure as it ends.
+
+    Without any named all but rdma and rdma-grpc, which need two ports of RDMA devices.
+    """
     where = about(_cpus(cpus))
     _announce(where)
     records: list[dict[str, Any]] = []

@@ -12,8 +12,9 @@ from commbench.registry import load
 from commbench.units import format_size
 
 LATENCY, RATE = Target(1.05, at_most=True), Target(0.97, at_most=False)
-TCP_RATE = GRPC_RATE = PS_RATE = Target(0.95, at_most=False)
+TCP_RATE = GRPC_RATE = PS_RATE = RDMA_RATE = Target(0.95, at_most=False)
 GATHERED = Target(1.0, at_most=True)  # to a reference that joins the buffers of a message
+BESIDE = ("pyverbs",)
 SKEW_NBYTES = 6 * (1 << 20) + 3 * (10 << 10) + 10  # of --scheme skew with its ten buffers
 
 
@@ -23,6 +24,7 @@ class Figure:
 
     ``iterations`` of a block, where OSU's would take too long, or too short to tell a rate.
     ``workers``: of one parameter server, whose figure is RPC/s (with one worker, the round trip).
+    ``option``: one, or several with a comma between them.
     ``beside``: other loops whose ratio to the reference is printed with it.
     """
 
@@ -35,6 +37,7 @@ class Figure:
     beside: tuple[str, ...] = ()
     scheme: str = ""  # instead of one contiguous buffer
     workers: int = 0
+    against: str = ""  # the reference, where it is not the one of the channel
 
     @property
     def name(self) -> str:
@@ -56,6 +59,8 @@ class Figure:
     @property
     def reference(self) -> str:
         """The loop that it is compared with (see references.loop_named)."""
+        if self.against:
+            return self.against
         name = "tcp-ps" if self.workers else self.channel
         return f"{name}-spin" if self.option == "wait=spin" else name
 
@@ -71,7 +76,7 @@ class Figure:
         }
         texts |= {"scheme": self.scheme} if self.scheme else {"message-size": str(self.nbytes)}
         if self.option:
-            texts["option"] = self.option
+            texts["option"] = self.option.replace(",", "\n")
         if self.workers:
             texts["workers"] = str(self.workers)
         ((case,),) = make_plan(texts, None, "in-order", 0).blocks(load, self.ranks)
@@ -86,6 +91,22 @@ def _mpi() -> list[Figure]:
     ]
     bandwidth = [Figure("mpi", "bandwidth", n, RATE, iterations=80) for n in (65536, 1 << 20)]
     return [*latency, *bandwidth, Figure("mpi", "message-rate", 1, RATE, iterations=1000)]
+
+
+def _rdma() -> list[Figure]:
+    """The window is perftest's depth; frames up to the size of the figure are sent eagerly, since
+    perftest asks its receiver for nothing either."""
+    latency = [
+        Figure(
+            "rdma", "latency", n, LATENCY, f"op={op}", 1000, ("pyverbs",), against=f"ib_{op}_lat"
+        )
+        for op in ("write", "send")
+        for n in (2, 4096)
+    ]
+    rate = Figure(
+        "rdma", "bandwidth", 65536, RDMA_RATE, "op=write,eager_max=64K", 8, against="ib_write_bw"
+    )
+    return [*latency, rate]
 
 
 FIGURES: dict[str, Sequence[Figure]] = {
@@ -106,6 +127,12 @@ FIGURES: dict[str, Sequence[Figure]] = {
         ),
         Figure("grpc-core", "bandwidth", 1 << 20, GRPC_RATE, iterations=15),
         Figure("grpc-core", "latency", SKEW_NBYTES, GATHERED, "", 100, scheme="skew"),
+    ],
+    "rdma": _rdma(),
+    "rdma-grpc": [
+        Figure(channel, "latency", n, None, "", count, against="channel grpc-core")
+        for channel in ("ar-grpc",)
+        for n, count in ((64, 300), (65536, 100), (1 << 20, 20))
     ],
     "ps": [Figure("tcp", "ps", 1024, PS_RATE, "wait=block", 5000, workers=2)],
     "ps-alone": [

@@ -22,12 +22,14 @@ from commbench.errors import ChannelUnavailable, TransferError
 from commbench.harness.loops import Stamps
 from commbench.harness.measure import buffers
 from commbench.harness.rendezvous import Rendezvous
+from commbench.harness.world import World
 from commbench.payloads.buffers import Message
 from commbench.plan import Case
 
 SOURCES = Path(__file__).parent.parent / "reference"
 _FLAGS = ("-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
 _TIMEOUT_S = 60.0
+PERFTEST = ("ib_write_lat", "ib_send_lat", "ib_write_bw")
 _SOURCES = {
     "mpi": ("mpi_loops.c",),
     "tcp": ("tcp_pingpong.c", "tcp_stream.c"),
@@ -41,9 +43,13 @@ class Place:
     """Where a reference runs: this rank, the case that ours measures, the compiled files."""
 
     case: Case
-    rank: int
+    world: World
     rendezvous: Rendezvous
     libraries: Path
+
+    @property
+    def rank(self) -> int:
+        return self.world.rank
 
     @property
     def server(self) -> int:
@@ -70,9 +76,10 @@ class Place:
 
 
 class Reference(Protocol):
-    """``block``: ``count`` operations, on both ranks; the asking one's stamps are filled."""
+    """``block``: ``count`` operations, on both ranks; the asking one's stamps are filled. A tool
+    that takes its own returns what it measured: ns of a round trip, or B/s."""
 
-    def block(self, count: int, stamps: Stamps) -> None: ...
+    def block(self, count: int, stamps: Stamps) -> float | None: ...
     def close(self) -> None: ...
 
 
@@ -328,6 +335,18 @@ def _grpc_core(place: Place) -> Reference:
     return GrpcCoreLoops(place)
 
 
+def _perftest(place: Place, tool: str) -> Reference:
+    from benchmarks.ratios.perftest import Perftest
+
+    return Perftest(place, tool)
+
+
+def _ours(place: Place, channel: str, loop: str, keeps: bool = False) -> Reference:
+    from benchmarks.ratios.channel_loop import ChannelLoop
+
+    return ChannelLoop(place, channel, loop, keeps)
+
+
 def loop_named(name: str) -> Callable[[Place], Reference]:
     """The references by name, and those that only stand beside."""
     known: dict[str, Callable[[Place], Reference]] = {
@@ -341,5 +360,8 @@ def loop_named(name: str) -> Callable[[Place], Reference]:
         "grpc": GrpcLoop,
         "grpc-bare": partial(GrpcLoop, delivers=False),
         "grpc-core": _grpc_core,
+        **{name: partial(_perftest, tool=name) for name in PERFTEST},
+        "pyverbs": partial(_ours, channel="rdma", loop="python", keeps=True),
+        "channel grpc-core": partial(_ours, channel="grpc-core", loop="native"),
     }
     return known[name]

@@ -35,10 +35,10 @@ Cpus = tuple[int, int] | None  # of client or sender, server or receiver; None: 
 def commbench(arguments: Sequence[str], cpus: Cpus) -> list[dict[str, Any]]:
     """``commbench run ARGUMENTS`` with a rank on each CPU; the records of its results file."""
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        output = Path(folder, "results.jsonl")
+        results = Path(folder, "results.jsonl")
         command = [sys.executable, "-m", "commbench", "run", *arguments, bind_flag(cpus)]
-        _output([*command, "--output", str(output)])
-        return [json.loads(line) for line in output.read_text().splitlines()]
+        output([*command, "--output", str(results)])
+        return [json.loads(line) for line in results.read_text().splitlines()]
 
 
 def our_latency_ns(options: Sequence[str], nbytes: int, cpus: Cpus) -> float:
@@ -90,7 +90,7 @@ def start_workers(
         flags = ("--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks))
         command = [program("mpirun.openmpi"), *flags, sys.executable, "-m", module, *words]
         env["COMMBENCH_RENDEZVOUS"] = f"file:{folder}"
-        with _process(command, env=env) as process:
+        with running(command, env=env) as process:
             if process.wait(timeout_s):
                 raise TransferError(f"mpirun.openmpi ended with exit code {process.returncode}")
 
@@ -100,13 +100,13 @@ def start_workers(
 
 def sockperf_ns(nbytes: int, spin: bool, cpus: Cpus) -> float:
     """Median round trip of ``sockperf ping-pong --tcp``."""
-    port = _free_port()
+    port = free_port()
     common = ["--tcp", "-i", HOST, "-p", str(port), *(["--nonblocked"] if spin else [])]
     sockperf = program("sockperf")
     words = ["ping-pong", *common, "-m", str(nbytes), "-t", str(max(1, round(SECONDS)))]
-    with _process(pinned(cpus, 1, [sockperf, "server", *common]), quiet=True):
-        _wait_for(port)
-        said = _output(pinned(cpus, 0, [sockperf, *words, "--full-rtt"]))
+    with running(pinned(cpus, 1, [sockperf, "server", *common]), quiet=True):
+        wait_for(port)
+        said = output(pinned(cpus, 0, [sockperf, *words, "--full-rtt"]))
     found = re.search(r"percentile 50\.000\D+([\d.]+)", said)
     if found is None:
         raise TransferError(f"sockperf printed no median: {said[-500:]}")
@@ -115,13 +115,13 @@ def sockperf_ns(nbytes: int, spin: bool, cpus: Cpus) -> float:
 
 def iperf3_rate(nbytes: int, buffer: str, cpus: Cpus) -> float:
     """B/s that the receiver of ``iperf3 -l NBYTES`` counted. ``buffer``: -w, or "system"."""
-    iperf3, port = program("iperf3"), str(_free_port())
+    iperf3, port = program("iperf3"), str(free_port())
     window = [] if buffer == "system" else ["-w", buffer]
     words = ["-c", HOST, "-p", port, "-l", str(nbytes), "-t", str(max(1, round(SECONDS)))]
     server = [iperf3, "-s", "-1", "-p", port, "-B", HOST]
-    with _process(pinned(cpus, 1, server), quiet=True):
-        _wait_for(int(port))
-        said = _output(pinned(cpus, 0, [iperf3, *words, *window, "-O", "1", "-J"]))
+    with running(pinned(cpus, 1, server), quiet=True):
+        wait_for(int(port))
+        said = output(pinned(cpus, 0, [iperf3, *words, *window, "-O", "1", "-J"]))
     report = json.loads(said)
     return float(report["end"]["sum_received"]["bits_per_second"]) / 8
 
@@ -146,7 +146,7 @@ def bind_flag(cpus: Cpus) -> str:
     return f"--bind={cpus[0]},{cpus[1]}" if cpus else "--bind=none"
 
 
-def _output(command: Sequence[str]) -> str:
+def output(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=ROOT)
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
@@ -155,7 +155,7 @@ def _output(command: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _process(
+def running(
     command: Sequence[str], env: Mapping[str, str] | None = None, quiet: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that does not outlive the block."""
@@ -179,12 +179,12 @@ def _process(
             process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server((HOST, 0)) as probe:
         return int(probe.getsockname()[1])
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
     """Until something listens there; without connecting, which a server would count."""
     until = time.monotonic() + 10.0
     listening = re.compile(rf"^\s*\d+: \w+:{port:04X} \w+:0000 0A ", re.MULTILINE)

@@ -24,7 +24,6 @@ from commbench.harness.loops import Loop, Stamps
 from commbench.harness.measure import CaseRun
 from commbench.harness.rendezvous import join
 from commbench.harness.runner import open_options
-from commbench.harness.world import World
 from commbench.registry import usable
 
 Block = Callable[[], float]  # runs one; what rank 0 measured: median round trip in ns, or B/s
@@ -38,10 +37,12 @@ class Timing:
         self.skip = place.case.warmup
         self.count = place.case.warmup + place.case.iterations
 
-    def of(self, run: Callable[[int], None]) -> Block:
+    def of(self, run: Callable[[int], float | None]) -> Block:
         def block() -> float:
             self.place.rendezvous.barrier()
-            run(self.count)
+            said = run(self.count)
+            if said is not None:
+                return said
             if self.place.case.benchmark == "ps":
                 return self.of_workers()
             return self.value() if self.place.asks else 0.0
@@ -51,9 +52,10 @@ class Timing:
     def of_reference(
         self, reference: Reference, settle: Callable[[], None] = lambda: None
     ) -> Block:
-        def run(count: int) -> None:
-            reference.block(count, self.stamps)
+        def run(count: int) -> float | None:
+            said = reference.block(count, self.stamps)
             settle()
+            return said
 
         return self.of(run)
 
@@ -152,10 +154,10 @@ def alone(figure: Figure, place: Place, blocks: int) -> float:
     return float(np.median(values))
 
 
-def run_figure(figure: Figure, place: Place, world: World, quads: int, prefix: str) -> str:
+def run_figure(figure: Figure, place: Place, quads: int, prefix: str) -> str:
     """Print its rows; its record as a line of JSON."""
     kind = usable(figure.channel)
-    channel = kind.open(world, place.rendezvous, open_options(kind, place.case))
+    channel = kind.open(place.world, place.rendezvous, open_options(kind, place.case))
     try:
         result = measure(figure, channel, place, quads)
     finally:
@@ -193,11 +195,11 @@ def main(
     try:
         bind(cpus, world, rendezvous)
         for figure in chosen(figures, only)[: 1 if blocks else None]:
-            place = Place(figure.case(shrink), world.rank, rendezvous, libraries)
+            place = Place(figure.case(shrink), world, rendezvous, libraries)
             if blocks:
                 line = json.dumps(alone(figure, place, blocks))
             else:
-                line = run_figure(figure, place, world, quads, prefix)
+                line = run_figure(figure, place, quads, prefix)
             rendezvous.barrier()
             if world.rank == 0:
                 with out.open("a") as file:
