@@ -16,6 +16,8 @@ from commbench.harness.softroce.image import Image, path_of
 from commbench.harness.softroce.layout import HOST_FILES, ORDER, PORTS, Order
 
 _QEMU = "qemu"
+# else QEMU's main thread polls the 64 queues of each serial device all the time: a whole processor
+_NO_EVENTFDS = ("-global", "virtio-serial-pci.ioeventfd=off")
 _KERNEL = (
     "tsc=reliable",  # else it falls back to hpet
     "loglevel=7",  # all but debugging goes into the log
@@ -96,7 +98,7 @@ def argv(folder: Path, machine: Machine, ports: Sequence[int]) -> list[str]:
     words += [] if machine.kvm else ["--disable-kvm"]
     words += ["--overlay-rwdir=/tmp"]
     words += [f"--rwdir={each}" for each in _outermost([folder, Path.cwd(), *machine.writable])]
-    words += [f"--qemu-opt={word}" for word in _host_files()]
+    words += [f"--qemu-opt={word}" for word in (*_NO_EVENTFDS, *_host_files())]
     for name, write_end in zip(PORTS, ports, strict=True):
         words += [f"--qemu-opt={word}" for word in _port(name, write_end)]
     for option in _KERNEL:
