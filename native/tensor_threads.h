@@ -33,7 +33,7 @@ static lane *pop(ring *r)
     return value;
 }
 
-static bool any(const ring *r)
+static inline bool any(const ring *r)      /* inline: some engines do not ask */
 {
     return __atomic_load_n(&r->count, __ATOMIC_ACQUIRE) != 0;
 }
