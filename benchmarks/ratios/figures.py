@@ -131,7 +131,7 @@ FIGURES: dict[str, Sequence[Figure]] = {
     "rdma": _rdma(),
     "rdma-grpc": [
         Figure(channel, "latency", n, None, "", count, against="channel grpc-core")
-        for channel in ("ar-grpc",)
+        for channel in ("ar-grpc", "grpc+verbs")
         for n, count in ((64, 300), (65536, 100), (1 << 20, 20))
     ],
     "ps": [Figure("tcp", "ps", 1024, PS_RATE, "wait=block", 5000, workers=2)],
