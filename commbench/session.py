@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from commbench import __version__
 from commbench.benchmarks import benchmark
-from commbench.errors import CommbenchError, Interrupted, TransferError, UsageError
+from commbench.errors import CommbenchError, Interrupted, PeerLost, TransferError, UsageError
 from commbench.harness import doctor, interfaces, pmi
 from commbench.harness.binding import Binding, bind, thread_masks
 from commbench.harness.measure import memory_nbytes
@@ -29,6 +30,8 @@ from commbench.record import Record
 from commbench.registry import usable
 from commbench.results import OnExists, ResultWriter
 from commbench.units import format_size
+
+_ECHO_S = 0.3  # where ranks fail at the same time, the first one's failure is that of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +103,26 @@ def end_badly(rendezvous: Rendezvous, error: CommbenchError | KeyboardInterrupt)
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted("interrupted")
     cause = rendezvous.cause(error)
+    if cause is error and isinstance(error, PeerLost) and not error.remote:
+        cause = error = PeerLost(_with_host(str(error), rendezvous.hosts))
     if cause is error and not error.remote:
         rendezvous.fail(str(error), error.exit_code)
-        if isinstance(error, TransferError) and not isinstance(error, Interrupted):
-            here = f"rank {rendezvous.rank} on {rendezvous.hosts[rendezvous.rank]}"
-            cause = TransferError(f"{here}: {error}")  # as the others tell it
+        cause = rendezvous.cause(error, _ECHO_S)
+    ours = cause is error and not error.remote
+    if ours and isinstance(error, TransferError) and not isinstance(error, Interrupted):
+        here = f"rank {rendezvous.rank} on {rendezvous.hosts[rendezvous.rank]}"
+        cause = TransferError(f"{here}: {error}")  # as the others tell it
     tell(cause)
     rendezvous.close()
     leave(cause.exit_code)
     raise AssertionError("leave() does not return")
+
+
+def _with_host(line: str, hosts: Sequence[str]) -> str:
+    """Engines know ranks, people hosts: "rank 1 is gone" becomes "rank 1 on HOST is gone"."""
+    return re.sub(
+        r"\brank (\d+)(?= is gone)", lambda rank: f"{rank[0]} on {hosts[int(rank[1])]}", line
+    )
 
 
 class Session:

@@ -61,6 +61,7 @@ class Hub:
         self._round: dict[int, JSON] = {}
         self._kind = ""
         self._over = False
+        self._failed = False  # a rank has said why it ends
         self._wake, wake = socket.socketpair()
         self._selector.register(wake, selectors.EVENT_READ, None)
         self._woken = wake
@@ -250,16 +251,18 @@ class Hub:
             self._gather(link.rank, str(message["kind"]), message["value"])
         elif op == "fail":
             link.orderly = True
-            self._tell(
-                {
-                    "op": "failed",
-                    "rank": link.rank,
-                    "host": link.host,
-                    "message": message["message"],
-                    "exit_code": message["exit_code"],
-                },
-                but=link.rank,
-            )
+            if not self._failed:  # the first one is why the run ends, for all
+                self._failed = True
+                self._tell(
+                    {
+                        "op": "failed",
+                        "rank": link.rank,
+                        "host": link.host,
+                        "message": message["message"],
+                        "exit_code": message["exit_code"],
+                    },
+                    but=link.rank,
+                )
         elif op == "bye":
             link.orderly = True
             link.waiting = bool(message["together"])

@@ -96,7 +96,8 @@ class NativeLoop:
             stretch=block.stretch,
         )
         if outcome.error:
-            peer = "" if outcome.peer < 0 else f" (peer: rank {outcome.peer})"
+            named = outcome.peer < 0 or f"rank {outcome.peer} " in outcome.message
+            peer = "" if named else f" (peer: rank {outcome.peer})"
             raise _error(outcome.error, f"channel {self._channel.name}: {outcome.message}{peer}")
         return Outcome(
             outcome.done, outcome.served, outcome.messages, outcome.validated, outcome.elements

@@ -22,6 +22,7 @@ from commbench.harness.peer import Serving, dial
 from commbench.harness.rendezvous import Rendezvous, enter, join
 from commbench.harness.wire import FRAME_LIMIT, Frames, encode
 from commbench.harness.world import UNKNOWN, World
+from commbench.session import _with_host
 
 _come: list[Rendezvous] = []
 
@@ -207,6 +208,27 @@ def test_failure_is_told_with_its_code() -> None:
             with pytest.raises(CommbenchError, match=r"rank 2 on .*: the disk is full") as raised:
                 rank.allgather(1)
             assert raised.value.exit_code == 2
+        everywhere(ranks, lambda r: r.close())
+
+
+def test_a_rank_that_a_channel_misses_is_named_with_its_host() -> None:
+    hosts = ("here", "there", "elsewhere")
+    assert _with_host("channel x: rank 2 is gone (why)", hosts) == (
+        "channel x: rank 2 on elsewhere is gone (why)"
+    )
+    assert _with_host("rank 1 on there is gone", hosts) == "rank 1 on there is gone"
+
+
+def test_of_failures_at_the_same_time_one_is_that_of_all() -> None:
+    with hub(3) as (_, contact):
+        ranks = all_come(3, contact)
+        errors = [TransferError(f"the disk of rank {rank} is full") for rank in range(3)]
+        for rank, error in zip(ranks, errors, strict=True):
+            rank.fail(str(error))
+        ends = [rank.cause(error, 2.0) for rank, error in zip(ranks, errors, strict=True)]
+        (first,) = [rank for rank in range(3) if ends[rank] is errors[rank]]
+        for rank in {0, 1, 2} - {first}:
+            assert f"rank {first} on " in str(ends[rank]) and ends[rank].remote
         everywhere(ranks, lambda r: r.close())
 
 
