@@ -19,6 +19,7 @@ from typing import Any
 from commbench.harness.softroce.layout import (
     ENDED,
     ENDS,
+    HOST,
     HOST_FILES,
     IN_MACHINE,
     ORDER,
@@ -69,6 +70,7 @@ def _set_up(loss: float) -> None:
     clock = Tree().text(_CLOCK)
     if clock != "tsc":  # a clock read would cost 950 ns instead of 70
         raise _NotReady(f"its clock source is {clock}, not tsc: its times would mean nothing")
+    Path("/proc/sys/kernel/hostname").write_text(HOST)
     _do("modprobe", "-a", *_MODULES)
     _do("ip", "link", "set", "lo", "up")
     first, second = ENDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 IN_MACHINE = "COMMBENCH_SOFTROCE"  # set in the environment of the command
+HOST = "softroce"  # what the machine calls itself
 ORDER = "order.json"
 ENDED = "ended.json"
 HOST_FILES = "commbench"  # the tag of the file system with the host's files
