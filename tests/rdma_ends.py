@@ -73,7 +73,7 @@ def together(*parts: Callable[[], None]) -> None:
         raise error
 
 
-def run(
+def start(
     engine: Any,
     rank: int,
     layout: tuple[int, ...],
@@ -81,14 +81,14 @@ def run(
     batch: int = 1,
     both: bool = False,
     count: int = 40,
-) -> None:
-    """Every message is verified, by the loop that any run has: native where there is a capsule."""
+) -> tuple[Any, Block]:
+    """A prepared loop, native where there is a capsule, and a block of verified operations."""
     case = exchange(rank, layout, window, batch, both)
     kind_of = NativeLoop if hasattr(engine, "capsule") else PythonLoop
     loop: Any = kind_of(Verbs(engine), case)  # type: ignore[arg-type]
     nbytes = sum(layout)
     kind = "ask-and-serve" if both else "serve" if rank else "windowed" if batch > 1 else "closed"
-    block = Block(
+    return loop, Block(
         kind=kind,
         handler=("echo" if batch == 1 else "sink") if case.serves else None,
         targets=(1 - rank,) if case.asks else (),
@@ -104,6 +104,19 @@ def run(
         ordered=True,
         timeout_s=TIMEOUT_S,
     )
+
+
+def run(
+    engine: Any,
+    rank: int,
+    layout: tuple[int, ...],
+    window: int = 1,
+    batch: int = 1,
+    both: bool = False,
+    count: int = 40,
+) -> None:
+    """Every message is verified, by the loop that any run has."""
+    loop, block = start(engine, rank, layout, window, batch, both, count)
     outcome = loop.run(block, Stamps(count))
     engine.settle([1 - rank], TIMEOUT_S)
     loop.close()

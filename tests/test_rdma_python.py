@@ -416,3 +416,8 @@ def test_a_python_loop_without_pyverbs_says_what_brings_it(
     monkeypatch.setattr(rdma, "python_missing", lambda: "no pyverbs. Debian: apt install it")
     with pytest.raises(ChannelUnavailable, match="--loop python: no pyverbs"):
         in_two_ranks(lambda channel, rank: None)
+
+
+def test_a_shared_receive_queue_is_the_native_engines(fabric: None) -> None:
+    with pytest.raises(UsageError, match=r"-o srq=on: .* --loop python: off"):
+        in_two_ranks(lambda channel, rank: None, srq="on")

@@ -6,23 +6,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 
-from commbench.channels import rdma_connect, rdma_devices, rdma_pyverbs
-from commbench.channels.rdma_loops import native_missing
+from commbench.channels import rdma_pyverbs
 from commbench.channels.rdma_python import PythonEngine
 from commbench.errors import PeerLost
 from commbench.harness.stop import StopFlag
-from commbench.harness.sysfs import Tree
 from commbench.results import read
 from commbench.testing import ChannelContract
 from tests.command import commbench
 from tests.rdma_ends import exchange, options, run, together
+from tests.rdma_pair import connected
 
 MISSING = rdma_pyverbs.missing()
 pytestmark = [
@@ -30,7 +27,6 @@ pytestmark = [
     pytest.mark.timeout(400),  # an emulated machine on a busy host
     pytest.mark.skipif(MISSING is not None, reason=MISSING or ""),
 ]
-DEVICES = ("rxe0", "rxe1")
 OPS = ("send", "write", "write-imm", "read")
 ENDS = [("python", "python"), ("native", "python"), ("python", "native")]
 LAYOUTS = ((1,), (0,), (700, 300), (5, 0, 120_000, 7), (40,) * 40)
@@ -51,49 +47,6 @@ def _turns() -> Iterator[None]:
     sys.setswitchinterval(1e-4)
     yield
     sys.setswitchinterval(before)
-
-
-def engine(kind: str, rank: int, op: str, **more: int) -> Any:
-    wanted = options(DEVICES[rank], rank, op, tx_depth=16, **more)
-    if kind == "python":
-        return PythonEngine(wanted, StopFlag())
-    if native_missing():
-        pytest.skip(f"no native engine: {native_missing()}")
-    from commbench._rdma_core import Engine
-
-    return Engine(**asdict(wanted), spin=True)
-
-
-def record(end: Any, rank: int, op: str) -> rdma_connect.QueuePairAddress:
-    found = rdma_devices.choose(Tree(), device=DEVICES[rank])
-    assert found.gid is not None
-    return rdma_connect.QueuePairAddress(
-        device=found.port.device,
-        port=1,
-        link_layer=found.port.link_layer,
-        lid=0,
-        gid=str(found.gid.address),
-        gid_index=found.gid.index,
-        mtu=end.limits["mtu"],
-        op=op,
-        max_rd_atomic=end.limits["max_rd_atomic"],
-        **end.endpoint(1 - rank),
-    )
-
-
-@contextmanager
-def connected(kinds: tuple[str, str], op: str, **more: int) -> Iterator[tuple[Any, Any]]:
-    ends: list[Any] = []
-    try:
-        for rank, kind in enumerate(kinds):
-            ends.append(engine(kind, rank, op, **more))
-        records = [record(end, rank, op) for rank, end in enumerate(ends)]
-        for rank, end in enumerate(ends):
-            rdma_connect.connect(end, 1 - rank, records[rank], records[1 - rank], 0)
-        yield ends[0], ends[1]
-    finally:
-        for end in ends:
-            end.close()
 
 
 @pytest.mark.parametrize("op", OPS)

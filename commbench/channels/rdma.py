@@ -22,6 +22,7 @@ from commbench.channels.rdma_connect import (
     records,
     same_port,
 )
+from commbench.channels.rdma_frames import SENDS
 from commbench.channels.rdma_loops import RdmaLoops, native_missing, python_missing
 from commbench.channels.rdma_proof import Counter, check_grown
 from commbench.channels.rdma_python import PythonEngine
@@ -66,6 +67,11 @@ class RdmaChannel(RdmaLoops):
         "tx_depth": Option("128", "work requests of a queue pair in flight"),
         "rx_depth": Option("256", "frames that a peer may have sent ahead, a power of two"),
         "signal": Option("32", "every so many work requests one gives a completion"),
+        "srq": Option(
+            "off",
+            "one receive queue of rx_depth frames for all peers instead of one for each",
+            ("on", "off"),
+        ),
         "wait": Option("spin", "look all the time, or sleep on events", ("spin", "block")),
         "ib_dev": Option("", "device, or several by local rank: --ib-dev mlx5_0,mlx5_1"),
         "ib_port": Option("", "port of the device: --ib-port"),
@@ -111,6 +117,11 @@ class RdmaChannel(RdmaLoops):
                 "-o wait=block: op=write gives its receiver no events; allowed with op=send, "
                 "write-imm and read"
             )
+        if options.get("srq") == "on" and options["op"] not in SENDS:
+            raise UsageError(
+                f"-o srq=on: op={options['op']} writes its frames into a ring of each peer's own; "
+                f"allowed with op=send and read"
+            )
         for name in ("ib_port", "gid_index"):
             if options[name]:
                 _number(name, options[name], 0, 1 << 16)
@@ -139,6 +150,11 @@ class RdmaChannel(RdmaLoops):
                 f"-o wait={self._options['wait']}: the Python loops of channel rdma always poll; "
                 f"allowed with --loop python: spin"
             )
+        if loop == "python" and self._options.get("srq") == "on":
+            raise UsageError(
+                "-o srq=on: the Python loops of channel rdma have a receive queue for each peer; "
+                "allowed with --loop python: off"
+            )
         engine = self._engine_of(loop)
         try:
             self._mtu = self._mtu or _path_mtu(engine, self._address, self._options["mtu"])
@@ -162,7 +178,7 @@ class RdmaChannel(RdmaLoops):
     @classmethod
     def native_options(cls, options: Mapping[str, str]) -> dict[str, Any]:
         """Of the native engine alone."""
-        return {"spin": options["wait"] == "spin"}
+        return {"spin": options["wait"] == "spin", "srq": options.get("srq") == "on"}
 
     def _engine_of(self, loop: str) -> Engine | PythonEngine:
         port, world, more = self._address.port, self._world, self.engine_options(self._options)

@@ -28,6 +28,7 @@ from commbench.harness.stop import StopFlag
 from commbench.payloads.buffers import Message
 
 _REAP_EVERY = 64  # looks at which nobody waits for a completion of a work request
+_PROBE_S = 1.0  # a rank that only waits asks so often whether its peers are there
 
 
 class PythonEngine:
@@ -43,6 +44,7 @@ class PythonEngine:
         self._case: Exchange | None = None
         self._peers: dict[int, Peer] = {}
         self._looks = 0
+        self._quiet_since = 0.0  # of all peers; 0: not yet
         self._device = Device(options)
         try:
             self._open()
@@ -231,6 +233,7 @@ class PythonEngine:
         deadline = 0.0
         while not ready():
             if self._look():
+                self._quiet_since = 0.0
                 continue
             for peer in self._peers.values():
                 peer.link.queue.mark()
@@ -238,11 +241,19 @@ class PythonEngine:
                 break
             self.check_stop()
             now = time.monotonic()
+            self._probe(now)
             deadline = deadline or now + timeout_s
             if now >= deadline:
                 return False
             os.sched_yield()
         return True
+
+    def _probe(self, now: float) -> None:
+        self._quiet_since = self._quiet_since or now
+        if now - self._quiet_since >= _PROBE_S:
+            self._quiet_since = now
+            for peer in self._peers.values():
+                peer.link.queue.probe()
 
     def _look(self) -> int:
         """One turn over everything; how much happened."""

@@ -309,6 +309,11 @@ class Device:
         return str(self._verbs.cqe_status_to_str(status))
 
     @property
+    def port_is_down(self) -> bool:
+        state = self._context.query_port(self.options.port).state
+        return bool(state != self.enums.IBV_PORT_ACTIVE)
+
+    @property
     def frame_opcode(self) -> int:
         """How a frame travels."""
         e = self.enums

@@ -158,6 +158,11 @@ class SendQueue:
             if last > self._signalled and last > self.replied:
                 self._post_marker()
 
+    def probe(self) -> None:
+        """A write of nothing, unless something is on its way: a peer that is gone shows."""
+        if self._signalled <= self._done:
+            self._post_marker()
+
     def _post_marker(self) -> None:
         self.post(self._write, (), self.nowhere, 0, signalled=True)
 
@@ -180,7 +185,8 @@ class SendQueue:
         self.lost = True
         why = device.status_text(status)
         if device.means_gone(status):
-            raise PeerLost(f"channel rdma: rank {self._peer} is gone ({why})")
+            port = "; our port is not active" if device.port_is_down else ""
+            raise PeerLost(f"channel rdma: rank {self._peer} is gone ({why}){port}")
         raise TransferError(f"channel rdma: rank {self._peer} and this one failed: {why}")
 
     def _check(self) -> None:

@@ -264,7 +264,7 @@ static inline int take(conn *c, const frame_tail *t, const char *payload)
 static inline const char *next_tail(const conn *c)
 {
     const rdma *r = c->r;
-    uint32_t entry = c->head & (r->o.rx_depth - 1);
+    uint32_t frame = c->head & (r->depth - 1), entry = r->srq ? c->entry[frame] : frame;
     const char *start = c->ring + (size_t)entry * r->stride;
     const char *last = start + r->stride - sizeof(frame_tail);
     if (r->o.op == CB_RDMA_WRITE)
@@ -274,8 +274,8 @@ static inline const char *next_tail(const conn *c)
         return NULL;
     if (r->o.op == CB_RDMA_WRITE_IMM)
         return last;
-    return c->length[entry] < sizeof(frame_tail) ? start   /* refused by its number */
-                                                 : start + c->length[entry] - sizeof(frame_tail);
+    return c->length[frame] < sizeof(frame_tail) ? start   /* refused by its number */
+                                                 : start + c->length[frame] - sizeof(frame_tail);
 }
 
 /* Bytes that lie before the tail of the next frame. */
@@ -283,7 +283,7 @@ static inline uint32_t most_payload(const conn *c)
 {
     const rdma *r = c->r;
     bool sends = r->o.op == CB_RDMA_SEND || r->o.op == CB_RDMA_READ;
-    uint32_t length = sends ? c->length[c->head & (r->o.rx_depth - 1)] : r->stride;
+    uint32_t length = sends ? c->length[c->head & (r->depth - 1)] : r->stride;
     return length < sizeof(frame_tail) ? 0 : length - (uint32_t)sizeof(frame_tail);
 }
 
@@ -308,7 +308,7 @@ static inline int look(conn *c)
         if (rc == -EAGAIN)
             break;
         if (rc == 0 && r->o.op != CB_RDMA_WRITE)
-            rc = post_receive(c, c->head & (r->o.rx_depth - 1));
+            rc = post_again(c, c->head & (r->depth - 1));
         if (rc < 0)
             return rc;
         c->head++;

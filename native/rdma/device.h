@@ -44,8 +44,9 @@ static int look_at_device(rdma *r)
     r->limits.active_mtu = mtu_bytes(port.active_mtu);
     r->limits.lid = port.lid;
     r->limits.state = port.state;
-    uint64_t frames = (uint64_t)(r->o.size - 1) * r->o.rx_depth;
-    if (r->o.rx_depth > (uint32_t)device.max_qp_wr || frames + 16 > (uint64_t)device.max_cqe)
+    r->depth = r->o.srq ? share_of_entries(r) : r->o.rx_depth;
+    uint64_t frames = (uint64_t)(r->o.size - 1) * r->depth;
+    if (r->depth > (uint32_t)device.max_qp_wr || frames + 16 > (uint64_t)device.max_cqe)
         return refuse(r, -EINVAL, "rx_depth=%u: %s has room for %d receive requests of a queue pair "
                       "and %d of all", r->o.rx_depth, r->o.device, device.max_qp_wr, device.max_cqe);
     if (r->o.tx_depth > (uint32_t)device.max_qp_wr)
@@ -75,7 +76,7 @@ static int make_queues(rdma *r)
                       strerror(errno));
     fcntl(r->events->fd, F_SETFL, fcntl(r->events->fd, F_GETFL) | O_NONBLOCK);
     r->send_cq = make_queue(r, peers * r->o.tx_depth + 16);
-    r->recv_cq = make_queue(r, peers * r->o.rx_depth + 16);
+    r->recv_cq = make_queue(r, peers * r->depth + 16);
     return r->send_cq && r->recv_cq ? 0 : -ENOMEM;
 }
 
@@ -84,9 +85,9 @@ static int make_queues(rdma *r)
 static struct ibv_qp *make_qp(rdma *r)
 {
     struct ibv_qp_init_attr a = {
-        .send_cq = r->send_cq, .recv_cq = r->recv_cq, .qp_type = IBV_QPT_RC,
+        .send_cq = r->send_cq, .recv_cq = r->recv_cq, .srq = r->srq, .qp_type = IBV_QPT_RC,
         .cap = {.max_send_wr = r->o.tx_depth, .max_send_sge = r->limits.max_sge,
-                .max_recv_wr = r->o.op == CB_RDMA_WRITE ? 1 : r->o.rx_depth, .max_recv_sge = 1,
+                .max_recv_wr = r->o.op == CB_RDMA_WRITE ? 1 : r->depth, .max_recv_sge = 1,
                 .max_inline_data = r->o.inline_max}};
     for (;;) {
         struct ibv_qp_init_attr got = a;
@@ -115,12 +116,15 @@ static int make_conn(rdma *r, uint32_t peer, char *ring)
     c->r = r;
     c->peer = (int32_t)peer;
     c->ring = ring;
-    c->length = calloc(r->o.rx_depth, sizeof *c->length);
-    if (!c->length)
+    c->length = calloc(r->depth, sizeof *c->length);
+    c->entry = r->srq ? calloc(r->depth, sizeof *c->entry) : NULL;
+    if (!c->length || (r->srq && !c->entry))
         return refuse(r, -ENOMEM, "out of memory");
     c->qp = make_qp(r);
     if (!c->qp)
         return -EIO;
+    if (r->srq)
+        note_owner(r, c);
     c->adapter.from = 8192;
     c->psn = (uint32_t)(now_ns() * 2654435761u >> 8) & 0xffffff;
     return 0;
@@ -137,16 +141,20 @@ static int open_device(rdma *r, const char *name)
         return rc;
     uint64_t longest = r->o.eager_max > 4096 ? r->o.eager_max : 4096;
     r->stride = (uint32_t)((longest + sizeof(frame_tail) + 63) / 64 * 64);
-    r->rings_nbytes = (size_t)r->stride * r->o.rx_depth * (r->o.size > 1 ? r->o.size - 1 : 1);
+    r->rings_nbytes = (size_t)r->stride * r->depth * (r->o.size > 1 ? r->o.size - 1 : 1);
     r->conns = calloc(r->o.size, sizeof *r->conns);
     if (!r->conns)
         return refuse(r, -ENOMEM, "out of memory");
     r->rings = make_pages(&r->regions, r->rings_nbytes, &r->rings_mr, &rc);
+    if (rc == 0 && r->o.srq)
+        rc = make_shared_queue(r);
+    if (rc == 0 && r->srq)
+        rc = make_table(r);
     char *ring = r->rings;
     for (uint32_t peer = 0; rc == 0 && peer < r->o.size; peer++)
         if (peer != r->o.rank) {
             rc = make_conn(r, peer, ring);
-            ring += (size_t)r->stride * r->o.rx_depth;
+            ring += r->srq ? 0 : (size_t)r->stride * r->depth;
         }
     return rc;
 }
@@ -165,6 +173,7 @@ static void close_conn(conn *c)
         munmap(c->tails, depth * sizeof *c->tails);
     }
     free(c->length);
+    free(c->entry);
 }
 
 /* The struct itself stays: a case that was not ended may still call finish(). */
@@ -175,6 +184,11 @@ void cb_rdma_close(cb_rdma *r)
         close_conn(&r->conns[i]);
     free(r->conns);
     r->conns = NULL;
+    free(r->by_qpn);
+    r->by_qpn = NULL;
+    if (r->srq)
+        ibv_destroy_srq(r->srq);
+    r->srq = NULL;
     if (r->rings_mr) {
         ibv_dereg_mr(r->rings_mr);
         munmap(r->rings, r->rings_nbytes);
@@ -243,7 +257,7 @@ int cb_rdma_endpoint_of(cb_rdma *r, uint32_t peer, cb_rdma_endpoint *out)
     conn *c = other(r, peer);
     if (!c)
         return refuse(r, -EINVAL, "no queue pair for rank %u", peer);
-    *out = (cb_rdma_endpoint){c->qp->qp_num, c->psn, r->rings_mr->rkey, r->o.rx_depth, r->stride,
+    *out = (cb_rdma_endpoint){c->qp->qp_num, c->psn, r->rings_mr->rkey, r->depth, r->stride,
                               (uintptr_t)c->ring};
     return 0;
 }
@@ -252,7 +266,8 @@ int cb_rdma_endpoint_of(cb_rdma *r, uint32_t peer, cb_rdma_endpoint *out)
 static int post_receives(conn *c)
 {
     int rc = 0;
-    for (uint32_t i = 0; rc == 0 && c->r->o.op != CB_RDMA_WRITE && i < c->r->o.rx_depth; i++)
+    bool none = c->r->srq || c->r->o.op == CB_RDMA_WRITE;
+    for (uint32_t i = 0; rc == 0 && !none && i < c->r->depth; i++)
         rc = post_receive(c, i);
     return rc;
 }

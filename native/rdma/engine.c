@@ -27,6 +27,7 @@
 #include "adapt.h"
 #include "state.h"
 #include "coalesce.h"
+#include "srq.h"
 #include "post.h"
 #include "out.h"
 #include "arrive.h"

@@ -116,17 +116,19 @@ NB_MODULE(_rdma_core, m) {
         .def("__init__", [](Engine *self, const std::string &device, uint32_t port, uint32_t rank,
                             uint32_t size, const std::string &op, uint32_t eager_max,
                             uint32_t inline_max, uint32_t tx_depth, uint32_t rx_depth,
-                            uint32_t signal_every, bool spin, uint32_t chunk, uint32_t coalesce,
-                            bool adaptive) {
+                            uint32_t signal_every, bool spin, bool srq, uint32_t chunk,
+                            uint32_t coalesce, bool adaptive) {
             if (rank >= size || tx_depth < 2 || signal_every < 1 || signal_every > tx_depth / 2 ||
                 rx_depth < 16 || (rx_depth & (rx_depth - 1)))
                 throw nb::value_error("rank, depths and signalling do not fit");
+            if (srq && op != "send" && op != "read")
+                throw nb::value_error("a shared receive queue takes what is sent, not written");
             new (self) Engine({device.c_str(), port, rank, size, op_named(op), eager_max,
-                               inline_max, tx_depth, rx_depth, signal_every, spin, chunk,
+                               inline_max, tx_depth, rx_depth, signal_every, spin, srq, chunk,
                                coalesce, adaptive});
         }, "device"_a, "port"_a, "rank"_a, "size"_a, nb::kw_only(), "op"_a, "eager_max"_a,
-           "inline_max"_a, "tx_depth"_a, "rx_depth"_a, "signal_every"_a, "spin"_a, "chunk"_a = 0,
-           "coalesce"_a = 0, "adaptive"_a = false)
+           "inline_max"_a, "tx_depth"_a, "rx_depth"_a, "signal_every"_a, "spin"_a, "srq"_a = false,
+           "chunk"_a = 0, "coalesce"_a = 0, "adaptive"_a = false)
         .def_prop_ro("capsule", [](nb::handle self) {
             return engine_capsule(cb_rdma_engine(nb::cast<Engine &>(self).get()), self);
         })

@@ -278,7 +278,7 @@ static inline void enqueue(conn *c, enum out_kind kind, uint32_t slot)
 
 static int return_credits(conn *c)
 {
-    if (c->head - c->told < c->r->o.rx_depth / 2 || !credit(c, 0))
+    if (c->head - c->told < c->r->depth / 2 || !credit(c, 0))
         return 0;
     int rc = frame(c, FRAME_CREDIT, 0, 0, 0, &NOTHING, false);
     return rc < 0 ? rc : ring_bell(c->r);

@@ -11,6 +11,13 @@ static bool means_gone(enum ibv_wc_status status)
            status == IBV_WC_RESP_TIMEOUT_ERR;
 }
 
+static bool port_is_down(const rdma *r)
+{
+    struct ibv_port_attr port;
+    return ibv_query_port(r->context, (uint8_t)r->o.port, &port) == 0 &&
+           port.state != IBV_PORT_ACTIVE;
+}
+
 /* A queue pair that failed flushes all that it has; what counts is the first reason. */
 static WIRE_SLOW int failed(conn *c, const struct ibv_wc *wc)
 {
@@ -21,9 +28,9 @@ static WIRE_SLOW int failed(conn *c, const struct ibv_wc *wc)
         if (next.status != IBV_WC_SUCCESS && &r->conns[next.wr_id >> WR_BITS] == c)
             why = next.status;
     c->lost = true;
-    return refuse(r, means_gone(why) ? -ECONNRESET : -EIO, "rank %d %s (%s)", (int)c->peer,
+    return refuse(r, means_gone(why) ? -ECONNRESET : -EIO, "rank %d %s (%s)%s", (int)c->peer,
                   means_gone(why) ? "is gone" : "and this one failed to communicate",
-                  ibv_wc_status_str(why));
+                  ibv_wc_status_str(why), port_is_down(r) ? "; our port is not active" : "");
 }
 
 static WIRE_SLOW int cancelled(rdma *r)
@@ -136,6 +143,12 @@ static int post_receive(conn *c, uint32_t entry)
                                   strerror(code > 0 ? code : -code));
 }
 
+/* The entry of a frame that was taken. */
+static inline int post_again(conn *c, uint32_t frame)
+{
+    return c->r->srq ? post_shared(c->r, c->entry[frame]) : post_receive(c, frame);
+}
+
 static inline int reap_receives(rdma *r)
 {
     struct ibv_wc wc[CQ_BATCH];
@@ -143,10 +156,15 @@ static inline int reap_receives(rdma *r)
     if (n < 0)
         return refuse(r, -EIO, "the completion queue of %s failed", r->o.device);
     for (int i = 0; i < n; i++) {
-        conn *c = &r->conns[wc[i].wr_id];
+        conn *c = r->srq ? owner_of(r, wc[i].qp_num) : &r->conns[wc[i].wr_id];
+        if (__builtin_expect(!c, 0))
+            return refuse(r, -EIO, "%s has a completion of no queue pair", r->o.device);
         if (__builtin_expect(wc[i].status != IBV_WC_SUCCESS, 0))
             return failed(c, &wc[i]);
-        c->length[c->came++ & (r->o.rx_depth - 1)] = wc[i].byte_len;
+        int rc = r->srq ? came_shared(c, &wc[i]) : 0;
+        if (rc < 0)
+            return rc;
+        c->length[c->came++ & (r->depth - 1)] = wc[i].byte_len;
     }
     return n;
 }

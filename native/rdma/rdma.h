@@ -25,6 +25,7 @@ typedef struct cb_rdma_options {
     uint32_t tx_depth, rx_depth;    /* work requests; rx_depth: a power of two */
     uint32_t signal_every;      /* at most tx_depth / 2 */
     bool spin;                  /* else sleep on completion events */
+    bool srq;                   /* one receive queue of rx_depth requests for all peers; by SEND only */
     /* ar-grpc; 0 and false for rdma */
     uint32_t chunk;             /* bytes: of a rendezvous that one work request moves at most */
     uint32_t coalesce;          /* bytes: runs of buffers up to this size are joined */

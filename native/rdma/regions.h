@@ -39,9 +39,11 @@ static __attribute__((noinline, cold)) int cannot_register(regions *all, size_t 
     if (code != ENOMEM && code != EAGAIN && code != EPERM)
         return -code;
     getrlimit(RLIMIT_MEMLOCK, &limit);
-    snprintf(all->error + n, 256 - (size_t)n, "; the limit of locked memory is %lld KiB: raise it "
-             "(ulimit -l unlimited; memlock in /etc/security/limits.conf; LimitMEMLOCK of slurmd)",
-             limit.rlim_cur == RLIM_INFINITY ? -1LL : (long long)(limit.rlim_cur / 1024));
+    char most[32] = "unlimited";
+    if (limit.rlim_cur != RLIM_INFINITY)
+        snprintf(most, sizeof most, "%llu KiB", (unsigned long long)limit.rlim_cur / 1024);
+    snprintf(all->error + n, 256 - (size_t)n, "; the limit of locked memory is %s: raise it (ulimit "
+             "-l unlimited; memlock in /etc/security/limits.conf; LimitMEMLOCK of slurmd)", most);
     return -code;
 }
 

@@ -56,7 +56,8 @@ typedef struct conn {
     cb_rdma_endpoint theirs;
     /* receiving */
     char *ring;
-    uint32_t *length;           /* by entry, of a SEND */
+    uint32_t *length;           /* by frame, of a SEND */
+    uint32_t *entry;            /* by frame: where it lies among all entries, if they are shared */
     uint32_t came, head;        /* frames that came (by completions), and were taken */
     uint32_t told;              /* how many were taken when we last said so */
     /* sending */
@@ -89,9 +90,13 @@ struct rdma {
     struct ibv_pd *pd;
     struct ibv_comp_channel *events;
     struct ibv_cq *send_cq, *recv_cq;
+    struct ibv_srq *srq;        /* NULL: each queue pair has a receive queue of its own */
+    conn **by_qpn;              /* the owner of a frame that came through it; a hash table */
+    uint32_t nby_qpn;           /* its size, a power of two */
     struct ibv_mr *rings_mr;
-    char *rings;
+    char *rings;                /* a ring for each peer, or the entries that they share */
     size_t rings_nbytes;
+    uint32_t depth;             /* frames that a peer may have sent ahead, a power of two */
     uint32_t stride, max_sge;
     uint32_t piece;             /* bytes that one work request of a rendezvous moves at most */
     conn *conns;                /* by rank */

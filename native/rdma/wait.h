@@ -1,6 +1,7 @@
 /* Waiting: looking all the time, or asleep on completion events. Part of engine.c. */
 #define TICK_NS INT64_C(100000000)
 #define DRAIN_NS INT64_C(5000000000)
+#define PROBE_NS INT64_C(1000000000)
 
 static int have(const rdma *r)
 {
@@ -35,6 +36,17 @@ static WIRE_SLOW int mark(rdma *r)
     return rc;
 }
 
+/* A rank that only waits has nothing on its way that could fail, so it would never learn of a peer
+ * that is gone: a write of nothing does, unless something is on its way. */
+static WIRE_SLOW int probe(rdma *r)
+{
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < r->nactive; i++)
+        if (r->active[i]->wr_signalled <= r->active[i]->wr_done)
+            rc = post_marker(r->active[i]);
+    return rc;
+}
+
 static void clear_events(rdma *r)
 {
     struct ibv_cq *cq;
@@ -63,7 +75,7 @@ static WIRE_SLOW int doze(rdma *r, int64_t wait_ns)
 
 /* The clock is read only when the first look found nothing, and then not at every turn. */
 typedef struct patience {
-    int64_t timeout_ns, deadline, left;
+    int64_t timeout_ns, deadline, left, probed; /* probed: that much of the wait was over then */
     uint32_t turn;
 } patience;
 
@@ -89,12 +101,17 @@ static inline int turn(rdma *r, patience *p)
         return rc;
     if (__builtin_expect(stopped(r), 0))
         return cancelled(r);
+    if (__builtin_expect(p->timeout_ns - p->left >= p->probed + PROBE_NS, 0)) {
+        p->probed = p->timeout_ns - p->left;
+        if ((rc = probe(r)) < 0)
+            return rc;
+    }
     return r->o.spin || p->turn < 2 || p->timeout_ns == 0 ? 0 : doze(r, p->left);
 }
 
 static inline int wait_for(rdma *r, int what, int64_t timeout_ns)
 {
-    patience p = {timeout_ns, 0, timeout_ns, 0};
+    patience p = {.timeout_ns = timeout_ns, .left = timeout_ns};
     for (;;) {
         int ready = have(r) & what;
         if (ready)
@@ -109,7 +126,7 @@ static inline int wait_for(rdma *r, int what, int64_t timeout_ns)
 
 int cb_rdma_settle(cb_rdma *r, const int32_t *peers, uint32_t npeers, int64_t timeout_ns)
 {
-    patience p = {timeout_ns, 0, timeout_ns, 0};
+    patience p = {.timeout_ns = timeout_ns, .left = timeout_ns};
     release_given(r);
     for (uint32_t i = 0; i < npeers; i++) {
         conn *c = conn_of(r, peers[i]);
