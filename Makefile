@@ -29,7 +29,7 @@ $(BIN)/python:
 $(LIBRARIES): $(BIN)/python FORCE
 	@pkg-config --modversion grpc++ protobuf > $@.new 2>/dev/null || echo none > $@.new
 	@command -v protoc >> $@.new || true
-	@pkg-config --modversion libibverbs >> $@.new 2>/dev/null || true
+	@pkg-config --modversion libibverbs librdmacm >> $@.new 2>/dev/null || true
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 FORCE:
 

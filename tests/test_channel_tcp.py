@@ -48,8 +48,8 @@ GARBAGE = {
     "a wrong token": bytes(32) + struct.pack("<I", 1),
     "2^63": struct.pack("<Q", 1 << 63) * 8,
     "nothing": b"",
-    "half a hello": sockets._proof("ask", Meeting.token)[:20],
-    "a rank that is not there": sockets._proof("ask", Meeting.token) + struct.pack("<I", 77),
+    "half a hello": sockets.proof("ask", Meeting.token)[:20],
+    "a rank that is not there": sockets.proof("ask", Meeting.token) + struct.pack("<I", 77),
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 import commbench
 
 
-@pytest.mark.parametrize("name", ["_native", "_grpc_core", "_rdma_core", "_verbs_core"])
+@pytest.mark.parametrize("name", ["_native", "_grpc_core", "_rdma_core", "_rdma_cm", "_verbs_core"])
 def test_stub_is_up_to_date(name: str, tmp_path: Path) -> None:
     if find_spec(f"commbench.{name}") is None:
         pytest.skip(f"built without {name}: `commbench channels` says what to install")

@@ -96,6 +96,19 @@ def test_roce_v2_with_ipv4_comes_before_v1_and_link_local(made: Made) -> None:
     assert address.port.netdev == "eth7"
 
 
+@pytest.mark.parametrize(
+    ("gid", "kind", "ip"),
+    [
+        (mapped(10, 0, 0, 9), "RoCE v2", "10.0.0.9"),
+        ("2001:0db8:0000:0000:0000:0000:0000:0007", "RoCE v2", "2001:db8::7"),
+        (LOCAL, "RoCE v2", None),
+    ],
+)
+def test_the_ip_address_in_a_gid(made: Made, gid: str, kind: str, ip: str | None) -> None:
+    made.port("mlx5_0", gids={0: (gid, kind)})
+    assert choose(made.tree).ip == ip
+
+
 def test_the_address_of_the_measured_interface_comes_first(made: Made) -> None:
     made.port("mlx5_0", gids=ROCE)
     gid = choose(made.tree, addresses=("10.0.0.9",)).gid

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from commbench.channels import rdma_devices
+from commbench.channels import rdma_cm, rdma_devices
 from commbench.channels.base import Capability, Option
 from commbench.channels.rdma_connect import (
     MTUS,
@@ -49,6 +49,7 @@ BRINGS = (  # the native engine
     "then pip install --no-binary commbench --force-reinstall commbench (a checkout: make)"
 )
 _MOST_EAGER = 1 << 24
+Records = Mapping[int, QueuePairAddress]  # by the rank at the other end
 _FLAGS = ("ib_dev", "ib_port", "gid_index", "mtu", "sl")  # that the command line has, too
 
 
@@ -72,6 +73,11 @@ class RdmaChannel(RdmaLoops):
             "one receive queue of rx_depth frames for all peers instead of one for each",
             ("on", "off"),
         ),
+        "connect": Option(
+            "rendezvous",
+            "how queue pairs find each other: addresses over the rendezvous, or rdma_cm",
+            ("rendezvous", "cm"),
+        ),
         "wait": Option("spin", "look all the time, or sleep on events", ("spin", "block")),
         "ib_dev": Option("", "device, or several by local rank: --ib-dev mlx5_0,mlx5_1"),
         "ib_port": Option("", "port of the device: --ib-port"),
@@ -94,6 +100,7 @@ class RdmaChannel(RdmaLoops):
         self._looped = False
         self._sent = 0  # bytes, by engines that were closed
         self._mtu = 0
+        self._manager: rdma_cm.Manager | None = None
         self._counter = Counter.of(Tree(), address.port.device, address.port.number)
 
     @classmethod
@@ -195,23 +202,62 @@ class RdmaChannel(RdmaLoops):
     def _closed(self, engine: Engine | PythonEngine) -> None:
         self._sent += engine.sent_bytes
         engine.close()
+        self._part()
+
+    def close(self) -> None:
+        super().close()
+        self._part()
+
+    def _part(self) -> None:
+        """From the peers that rdma_cm connected, when the queue pairs are gone."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
 
     def _connect(self) -> None:
         world, rendezvous = self._world, self._rendezvous
         others = [rank for rank in range(world.size) if rank != world.rank]
         ours = {peer: self._record(peer) for peer in others}
         theirs = records(rendezvous.allgather(published(ours)), world.rank)
-        for peer in others:
+        if self._options.get("connect") == "cm":
+            self._connect_by_manager(ours, theirs)
+        else:
+            self._connect_by_records(ours, theirs)
+        self._mtu = min([self._mtu, *(path_mtu(ours[peer], theirs[peer]) for peer in others)])
+        self._looped = any(same_port(ours[peer], theirs[peer]) for peer in others)
+        rendezvous.barrier()
+
+    def _connect_by_records(self, ours: Records, theirs: Records) -> None:
+        for peer in ours:
             try:
                 connect(self._engine, peer, ours[peer], theirs[peer], int(self._options["sl"]))
             except OSError as error:
                 raise TransferError(
-                    f"channel rdma: {error.strerror}; is rank {peer} on {world.hosts[peer]} in "
-                    f"the same network?"
+                    f"channel rdma: {error.strerror}; is rank {peer} on "
+                    f"{self._world.hosts[peer]} in the same network?"
                 ) from None
-            self._mtu = min(self._mtu, path_mtu(ours[peer], theirs[peer]))
-        self._looped = any(same_port(ours[peer], theirs[peer]) for peer in others)
-        rendezvous.barrier()
+
+    def _connect_by_manager(self, ours: Records, theirs: Records) -> None:
+        world, rendezvous = self._world, self._rendezvous
+        address = self._address.ip or _measured(world, rendezvous)[0]
+        self._manager = rdma_cm.listen(address, self._address.port.device, world.size)
+        contacts = rendezvous.allgather([address, self._manager.port])
+        meeting = rdma_cm.Meeting(
+            self._manager,
+            self._engine,
+            world.rank,
+            ours,
+            theirs,
+            rendezvous.token,
+            int(self._options["sl"]),
+        )
+        try:
+            meeting.run(contacts, rendezvous.check)
+        except BaseException as error:
+            self._part()
+            if isinstance(error, OSError):
+                raise TransferError(f"channel rdma: {error.strerror}") from None
+            raise
 
     def _record(self, peer: int) -> QueuePairAddress:
         port, gid, limits = self._address.port, self._address.gid, self._engine.limits

@@ -72,6 +72,13 @@ class Address:
             return "InfiniBand LID"
         return self.gid.kind if self.gid.kind.startswith("RoCE") else "InfiniBand GID"
 
+    @property
+    def ip(self) -> str | None:
+        """What rdma_cm takes. None: the GID is not made of one; its interface may have one."""
+        if self.gid is None or not self.gid.kind.startswith("RoCE"):
+            return None
+        return self.gid.ipv4 or (None if self.gid.address.is_link_local else str(self.gid.address))
+
 
 def ports(tree: Tree, with_gids: bool = True) -> list[Port]:
     """All ports of all devices, in the order of their names."""

@@ -75,7 +75,7 @@ def connect_all(
         for rank in others:
             rendezvous.check()
             ask[rank] = _dial(rank, addresses[rank], dial, deadline)
-            ask[rank].sendall(_proof("ask", rendezvous.token) + _RANK.pack(me))
+            ask[rank].sendall(proof("ask", rendezvous.token) + _RANK.pack(me))
         _admit(serve, others, listener, rendezvous, deadline)
         for rank in others:
             _expect_proof(ask[rank], rank, rendezvous, deadline)
@@ -84,7 +84,7 @@ def connect_all(
     return Connections(ask, serve)
 
 
-def _proof(label: str, token: str) -> bytes:
+def proof(label: str, token: str) -> bytes:
     """32 bytes that only who knows the token can say; the token itself stays unsaid."""
     return hashlib.blake2b(
         token.encode(), digest_size=_PROOF, person=f"commbench {label}".encode()
@@ -117,7 +117,7 @@ class _Door:
 
     def __init__(self, listener: socket.socket, token: str, limit: int) -> None:
         self._listener = listener
-        self._hello = _proof("ask", token)
+        self._hello = proof("ask", token)
         self._limit = limit
         self._guests: dict[socket.socket, _Guest] = {}
         self._selector = selectors.DefaultSelector()
@@ -185,7 +185,7 @@ def _admit(
 ) -> None:
     missing = set(ranks)
     door = _Door(listener, rendezvous.token, _GUESTS + len(missing))
-    answer = _proof("serve", rendezvous.token)
+    answer = proof("serve", rendezvous.token)
     try:
         while missing:
             rendezvous.check()
@@ -219,7 +219,7 @@ def _expect_proof(sock: socket.socket, rank: int, rendezvous: Rendezvous, deadli
         said += data
         if not data:
             raise TransferError(f"rank {rank} refused the connection")
-    if not hmac.compare_digest(said, _proof("serve", rendezvous.token)):
+    if not hmac.compare_digest(said, proof("serve", rendezvous.token)):
         raise TransferError(f"what answers as rank {rank} does not belong to this run")
 
 
