@@ -21,7 +21,7 @@ from commbench.channels.rdma_connect import (
     sending,
 )
 from commbench.channels.rdma_devices import choose, missing, ports
-from commbench.channels.rdma_proof import Counter, check_grown
+from commbench.channels.rdma_proof import Carriers, Counter, check_grown
 from commbench.errors import ChannelUnavailable, TransferError, UsageError
 from commbench.harness.sysfs import Tree
 
@@ -345,6 +345,20 @@ def test_ranks_that_share_a_port_need_no_proof(made: Made) -> None:
 def test_a_device_that_counts_nothing_is_said(made: Made) -> None:
     made.port("odd")
     assert check_grown(Counter.of(made.tree, "odd", 1), 10, 1024).startswith("none: ")
+
+
+def test_devices_that_a_library_took_by_itself(made: Made) -> None:
+    """What MPI chose shows in the counters; a few packets are those of the port's management."""
+    assert Carriers(made.tree).describe() == {}
+    counted = "sys/class/infiniband/{}/ports/1/counters/port_xmit_data"
+    for name in ("mlx5_0", "mlx5_1"):
+        made.port(name)
+        made.put(counted.format(name), "5")
+    carriers = Carriers(made.tree)
+    made.put(counted.format("mlx5_0"), "20")
+    assert carriers.describe() == {"rdma_devices": "none"}
+    made.put(counted.format("mlx5_1"), "21")
+    assert carriers.describe() == {"rdma_devices": "mlx5_1"}
 
 
 def test_this_machine_can_be_asked() -> None:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from commbench import _native
 from commbench.channels.base import Capability, NativeEngine, Option
 from commbench.channels.mpi_python import MpiMessages
+from commbench.channels.rdma_proof import Carriers
 from commbench.errors import TransferError
 from commbench.harness import mpilib
+from commbench.harness.sysfs import Tree
 
 if TYPE_CHECKING:
     from commbench.harness.rendezvous import Rendezvous
@@ -70,6 +72,7 @@ class MpiChannel(MpiMessages):
         super().__init__(module, comm, options["mode"], options["iovec"] == "pack", stop)
         self._between = module.COMM_WORLD.Dup()  # for settle(): no tag of a message can match
         self._engine: NativeEngine | None = None
+        self._carriers = Carriers(Tree())
 
     @classmethod
     def missing(cls) -> str | None:
@@ -131,6 +134,7 @@ class MpiChannel(MpiMessages):
             "library_chosen_by": self._choice.how,
             "thread_level": thread_level(mpi),
         }
+        described.update(self._carriers.describe())
         described.update(tuned_variables(os.environ))
         return described
 

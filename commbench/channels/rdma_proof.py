@@ -6,10 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import Self
 
+from commbench.channels.rdma_devices import ports
 from commbench.errors import TransferError
 from commbench.harness.sysfs import Tree
 
 _PATIENCE_S = 2.0  # drivers refresh counters in their own time: Soft-RoCE every 10 ms
+_MORE_THAN_OTHERS = 16  # packets or words: fewer may be those of the port's own management
 _WORD = 4  # port_xmit_data counts 32-bit words
 
 
@@ -40,6 +42,23 @@ class Counter:
 
     def grown(self) -> int:
         return (self.tree.number(self.path) or 0) - self.before
+
+
+class Carriers:
+    """Which RDMA devices of this host have sent since: for a library that chooses by itself."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._counters = [
+            (each.device, Counter.of(tree, each.device, each.number))
+            for each in ports(tree, with_gids=False)
+        ]
+
+    def describe(self) -> dict[str, str]:
+        """``rdma_devices``: their names, or "none"; nothing on a host without such a device."""
+        if not self._counters:
+            return {}
+        sent = {name for name, counter in self._counters if counter.grown() >= _MORE_THAN_OTHERS}
+        return {"rdma_devices": ", ".join(sorted(sent)) or "none"}
 
 
 def check_grown(
