@@ -12,6 +12,8 @@ from commbench.harness.loops import Block, NativeLoop, PythonLoop, Stamps
 from commbench.harness.stop import StopFlag
 from commbench.payloads.buffers import allocate
 
+OPS = ("send", "write", "write-imm", "read")
+LAYOUTS = ((1,), (0,), (700, 300), (5, 0, 120_000, 7), (40,) * 40)
 TIMEOUT_S = 30.0  # without any progress
 
 
@@ -121,3 +123,17 @@ def run(
     engine.settle([1 - rank], TIMEOUT_S)
     loop.close()
     assert outcome.done == block.count and outcome.served == block.serve
+
+
+def exercise(one: Any, two: Any) -> None:
+    """Requests and replies of every way: inline, gathered, packed, by rendezvous; then windows that
+    are larger than the ring, and both ends asking at once."""
+
+    def both(*given: Any, **named: Any) -> None:
+        together(lambda: run(one, 0, *given, **named), lambda: run(two, 1, *given, **named))
+
+    for layout in LAYOUTS:
+        both(layout, count=4)
+    for layout in ((8,), (3000,)):
+        both(layout, 24, 24, count=2)
+        both(layout, 8, both=True, count=12)

@@ -20,7 +20,10 @@ from tests.rdma_ends import options
 MISSING = {"python": rdma_pyverbs.missing(), "native": native_missing()}
 
 
-def engine(kind: str, rank: int, op: str, **more: int) -> Any:
+Native = Mapping[str, int] | None  # options that only the native engine has
+
+
+def engine(kind: str, rank: int, op: str, native: Native = None, **more: int) -> Any:
     """``kind``: "native" or "python"; the test is skipped where that one cannot be."""
     if MISSING[kind]:
         pytest.skip(f"no {kind} engine: {MISSING[kind]}")
@@ -29,7 +32,7 @@ def engine(kind: str, rank: int, op: str, **more: int) -> Any:
         return PythonEngine(wanted, StopFlag())
     from commbench._rdma_core import Engine
 
-    return Engine(**asdict(wanted), spin=True)
+    return Engine(**asdict(wanted), **{"spin": True, **(native or {})})
 
 
 def record(end: Any, rank: int, op: str) -> rdma_connect.QueuePairAddress:
@@ -51,13 +54,17 @@ def record(end: Any, rank: int, op: str) -> rdma_connect.QueuePairAddress:
 
 @contextmanager
 def connected(
-    kinds: tuple[str, str], op: str, told: Mapping[str, Any] | None = None, **more: int
+    kinds: tuple[str, str],
+    op: str,
+    told: Mapping[str, Any] | None = None,
+    native: Native = None,
+    **more: int,
 ) -> Iterator[tuple[Any, Any]]:
     """``told``: what the first end is told of the second one that is not so."""
     ends: list[Any] = []
     try:
         for rank, kind in enumerate(kinds):
-            ends.append(engine(kind, rank, op, **more))
+            ends.append(engine(kind, rank, op, native, **more))
         records = [record(end, rank, op) for rank, end in enumerate(ends)]
         theirs = replace(records[1], **(told or {})), records[0]
         for rank, end in enumerate(ends):

@@ -18,7 +18,7 @@ from commbench.harness.stop import StopFlag
 from commbench.results import read
 from commbench.testing import ChannelContract
 from tests.command import commbench
-from tests.rdma_ends import exchange, options, run, together
+from tests.rdma_ends import OPS, exchange, exercise, options, run, together
 from tests.rdma_pair import connected
 
 MISSING = rdma_pyverbs.missing()
@@ -27,9 +27,7 @@ pytestmark = [
     pytest.mark.timeout(400),  # an emulated machine on a busy host
     pytest.mark.skipif(MISSING is not None, reason=MISSING or ""),
 ]
-OPS = ("send", "write", "write-imm", "read")
 ENDS = [("python", "python"), ("native", "python"), ("python", "native")]
-LAYOUTS = ((1,), (0,), (700, 300), (5, 0, 120_000, 7), (40,) * 40)
 
 
 class TestRdmaPython(ChannelContract):
@@ -52,23 +50,8 @@ def _turns() -> Iterator[None]:
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("kinds", ENDS, ids="-".join)
 def test_messages_arrive_as_they_were_sent(kinds: tuple[str, str], op: str) -> None:
-    """Requests and replies of every way: inline, gathered, packed, by rendezvous; then windows that
-    are larger than the ring, and both ends asking at once."""
     with connected(kinds, op) as (one, two):
-        for layout in LAYOUTS:
-            together(
-                lambda: run(one, 0, layout, count=4),  # noqa: B023 - runs at once
-                lambda: run(two, 1, layout, count=4),  # noqa: B023
-            )
-        for layout in ((8,), (3000,)):
-            together(
-                lambda: run(one, 0, layout, 24, 24, count=2),  # noqa: B023
-                lambda: run(two, 1, layout, 24, 24, count=2),  # noqa: B023
-            )
-            together(
-                lambda: run(one, 0, layout, 8, both=True, count=12),  # noqa: B023
-                lambda: run(two, 1, layout, 8, both=True, count=12),  # noqa: B023
-            )
+        exercise(one, two)
 
 
 def test_a_message_beyond_what_one_work_request_takes() -> None:

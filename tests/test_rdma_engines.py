@@ -1,0 +1,31 @@
+"""The native engine of ``rdma`` and ``ar-grpc`` at both ends, in this process: in the machine, and
+there once more under ASan and UBSan."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.rdma_ends import OPS, exercise
+from tests.rdma_pair import connected
+
+pytestmark = [pytest.mark.rdma, pytest.mark.native, pytest.mark.timeout(400)]
+BOTH = ("native", "native")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_messages_arrive_as_they_were_sent(op: str) -> None:
+    with connected(BOTH, op, native={"spin": op == "write"}) as (one, two):
+        exercise(one, two)
+
+
+def test_with_what_only_ar_grpc_has() -> None:
+    """Small buffers are joined, reads go in chunks, and the threshold is learnt."""
+    native = {"spin": False, "chunk": 4096, "coalesce": 512, "adaptive": True}
+    with connected(BOTH, "read", native=native) as (one, two):
+        exercise(one, two)
+
+
+@pytest.mark.parametrize("op", ["send", "read"])
+def test_with_one_receive_queue(op: str) -> None:
+    with connected(BOTH, op, native={"spin": False, "srq": True}) as (one, two):
+        exercise(one, two)
