@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import COMMBENCH, cases, commbench
-from tests.mpi_launchers import DEBIAN_MPIRUN, OPENMPI_FLAGS, needs_openmpi, ranks
+from tests.command import cases, commbench
 
 pytestmark = [pytest.mark.rdma, pytest.mark.timeout(400)]
 
@@ -26,16 +25,3 @@ def test_one_table(tmp_path: Path) -> None:
         about, over = case["channel_info"], channel in CHANNELS[2:5]
         assert case["validated"] and (about.get("proof") == "sent_pkts") == over
         assert channel != "mpi" or about["rdma_devices"] == "none"
-
-
-@needs_openmpi
-def test_mpi_over_ucx_says_which_device_it_took(tmp_path: Path) -> None:
-    """Debian's Open MPI can go through the device; nothing but its counters says that it did."""
-    output = tmp_path / "mpi.jsonl"
-    launcher = (DEBIAN_MPIRUN, *OPENMPI_FLAGS, "--mca", "pml", "ucx", "--bind-to", "none")
-    words = ("run", "latency", "-C", "mpi", "-m", "64", *FEW, "--output", output)
-    chosen = {"UCX_TLS": "rc_verbs,self", "UCX_NET_DEVICES": "rxe0:1"}
-    done = ranks(launcher, 2, [*COMMBENCH, *map(str, words)], **chosen)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (case,) = cases(output)
-    assert case["channel_info"]["rdma_devices"] == "rxe0"
