@@ -126,7 +126,7 @@ static int make_conn(rdma *r, uint32_t peer, char *ring)
     if (r->srq)
         note_owner(r, c);
     c->adapter.from = 8192;
-    c->psn = (uint32_t)(now_ns() * 2654435761u >> 8) & 0xffffff;
+    c->psn = (uint32_t)((uint64_t)now_ns() * 2654435761u >> 8) & 0xffffff;
     return 0;
 }
 
