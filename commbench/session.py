@@ -202,6 +202,7 @@ class Session:
 
     def lead(self, plan: Plan, blocks: Sequence[Sequence[Case]], header: Mapping[str, Any]) -> None:
         """Rank 0: write the file and show the rows while all ranks measure."""
+        from commbench.reports.side_by_side import side_by_side
         from commbench.reports.tables import StreamTable
 
         for line in dict.fromkeys(line for host in header["hosts"] for line in host["warnings"]):
@@ -210,10 +211,13 @@ class Session:
             self.warn(line)
         table = StreamTable({"kind": "run", **header}, self.options.percentiles)
 
+        shown: list[Record] = []
+
         def row(record: Record) -> None:
             if (heading := table.header_for(record)) is not None:
                 self.show(heading)
             self.show(table.row(record))
+            shown.append(record)
             for line in record["warnings"]:
                 self.warn(line)
 
@@ -221,6 +225,8 @@ class Session:
         try:
             runner = self.runner(sink=writer, show=row)
             runner.run(blocks)
+            for line in side_by_side(shown):
+                self.show(line)
             if (footer := table.footer()) is not None:
                 self.show(footer)
             if writer is not None and self.options.last:

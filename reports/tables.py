@@ -73,14 +73,14 @@ _PAYLOAD_COLUMNS = [
 
 
 _CALL_COLUMNS = [
-    Column("RPC/s", 11, lambda r: _whole(calls_per_s(r))),
+    Column("RPC/s", 11, lambda r: whole(calls_per_s(r))),
     Column("MB/s", 10, lambda r: digits(called_bytes_per_s(r), 1e6)),
 ]
 
 
 def _rate_columns(record: Record) -> list[Column]:
     bandwidth = Column("MB/s", 10, lambda r: digits(r["bytes_per_s"], 1e6))
-    messages = Column("msg/s", 11, lambda r: _whole(messages_per_s(r)))
+    messages = Column("msg/s", 11, lambda r: whole(messages_per_s(r)))
     is_message_rate = record["case"]["benchmark"] == "message-rate"
     return [messages, bandwidth] if is_message_rate else [bandwidth]
 
@@ -199,5 +199,6 @@ def _payload(record: Record) -> str:
     return "contiguous" if is_contiguous(record) else "schemes"
 
 
-def _whole(value: float | None) -> str:
+def whole(value: float | None) -> str:
+    """Without a fraction; ``-`` for None."""
     return "-" if value is None else f"{value:.0f}"

@@ -16,6 +16,7 @@ import pytest
 from commbench.errors import UsageError
 from commbench.histogram import Histogram
 from commbench.reports.report import FORMATS, report
+from commbench.reports.side_by_side import side_by_side
 from commbench.reports.stats import merge_launches, percentile_ns, rate_reached
 from commbench.reports.tables import StreamTable, digits, iovec
 from commbench.results import Record, ResultWriter, read
@@ -49,21 +50,39 @@ def test_the_live_table_is_the_report() -> None:
     for record in file.cases:
         header_lines = stream.header_for(record)
         lines += [*([] if header_lines is None else header_lines.split("\n")), stream.row(record)]
-    made = report([RUN]).splitlines()
-    assert made[: len(lines)] == lines
-    assert made[len(lines)] == stream.footer()
+    lines += [*side_by_side(file.cases), str(stream.footer())]
+    assert report([RUN]).splitlines()[: len(lines)] == lines
 
 
 def test_columns_stand_under_their_titles() -> None:
-    titles, rows = "", 0
-    for line in report([RUN]).splitlines():
+    titles, rows, file = "", 0, read(RUN)
+    stream = StreamTable(file.run)
+    texts = [line for r in file.cases for line in (stream.header_for(r), stream.row(r)) if line]
+    for line in "\n".join(texts).splitlines():
         if re.match(r"# +(size) ", line):
             titles = line
         elif line.startswith(" "):
             rows += 1
             ends = [[m.end() for m in re.finditer(r"\S+", text)] for text in (titles, line)]
             assert ends[0][1:] == ends[1]  # without the #
-    assert rows == len(read(RUN).cases)
+    assert rows == len(file.cases)
+
+
+def test_channels_stand_beside_each_other() -> None:
+    """By size, whatever the order of the run; launches are merged, options told apart."""
+    small, large = latency("tcp"), latency("tcp", (1024,))
+    records = [latency("mpi", (1024,)), large, small]
+    lines = side_by_side([*records, {**records[2], "launch": 1}])
+    assert lines[:2] == ["", "# latency, rtt/2: size sweep, 2 ranks: p50 in us"]
+    assert lines[2].split() == ["#", "size", "mpi", "tcp"]
+    assert [line.split()[0] for line in lines[3:]] == ["64", "1K"]
+    assert [len(line.split()) for line in lines[3:]] == [2, 3]
+    spin = {**small, "case": {**small["case"], "options": {"wait": "spin"}}}
+    assert side_by_side([records[2], spin])[2].split() == ["#", "size", "tcp", "tcp", "wait=spin"]
+
+
+def test_one_channel_alone_stands_beside_nothing() -> None:
+    assert side_by_side([latency(), latency(sizes=(1024,))]) == []
 
 
 def test_a_percentile_from_few_samples_is_a_dash() -> None:
