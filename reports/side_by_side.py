@@ -23,7 +23,8 @@ from commbench.units import format_size
 def side_by_side(records: Sequence[Record]) -> list[str]:
     """The lines of a table for each benchmark of which there is more than one column.
 
-    Launches of a case are merged; latencies are medians.
+    Launches of a case are merged; latencies are medians. They are remarks, so that whoever reads the
+    rows of a run still finds one for each case.
     """
     panels = grouped((_panel(record), record) for record in merge_launches(records))
     return [line for members in panels.values() for line in _table(members)]
@@ -50,13 +51,8 @@ def _table(records: Sequence[Record]) -> list[str]:
         disable_numparse=True,
         colalign=["right"] * (1 + len(columns)),
     )
-    heading, *lines = body.splitlines()
-    return [
-        "",
-        f"# {_panel(records[0])}: {_unit(records[0])}",
-        f"#{heading}",
-        *(f" {line}" for line in lines),
-    ]
+    title = f"# {_panel(records[0])}: {_unit(records[0])}"
+    return ["", title, *(f"# {line}" for line in body.splitlines())]
 
 
 def _names(records: Sequence[Record]) -> dict[int, str]:

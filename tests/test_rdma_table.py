@@ -21,7 +21,7 @@ def test_one_table(tmp_path: Path) -> None:
     said = commbench("run", *table, *FEW, timeout_s=LONG_S).ok().stdout
     heading, *beside = said.partition("p50 in us\n")[2].splitlines()
     assert heading.split() == ["#", "size", *sorted(CHANNELS)]
-    assert [line.split()[0] for line in beside[:2]] == ["64", "64K"]
+    assert [line.split()[1] for line in beside[:2]] == ["64", "64K"]
     rows = {(each["case"]["channel"], each["case"]["nbytes"]): each for each in cases(output)}
     assert set(rows) == {(channel, size) for channel in CHANNELS for size in (64, 65536)}
     for (channel, _), case in rows.items():

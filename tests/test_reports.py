@@ -75,8 +75,8 @@ def test_channels_stand_beside_each_other() -> None:
     lines = side_by_side([*records, {**records[2], "launch": 1}])
     assert lines[:2] == ["", "# latency, rtt/2: size sweep, 2 ranks: p50 in us"]
     assert lines[2].split() == ["#", "size", "mpi", "tcp"]
-    assert [line.split()[0] for line in lines[3:]] == ["64", "1K"]
-    assert [len(line.split()) for line in lines[3:]] == [2, 3]
+    assert [line.split()[1] for line in lines[3:]] == ["64", "1K"]
+    assert [len(line.split()) for line in lines[3:]] == [3, 4]
     spin = {**small, "case": {**small["case"], "options": {"wait": "spin"}}}
     assert side_by_side([records[2], spin])[2].split() == ["#", "size", "tcp", "tcp", "wait=spin"]
 
