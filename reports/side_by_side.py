@@ -23,8 +23,8 @@ from commbench.units import format_size
 def side_by_side(records: Sequence[Record]) -> list[str]:
     """The lines of a table for each benchmark of which there is more than one column.
 
-    Launches of a case are merged; latencies are medians. They are remarks, so that whoever reads the
-    rows of a run still finds one for each case.
+    Launches of a case are merged; latencies are medians. The lines are remarks: whoever reads the
+    rows of a run finds one for each case.
     """
     panels = grouped((_panel(record), record) for record in merge_launches(records))
     return [line for members in panels.values() for line in _table(members)]
