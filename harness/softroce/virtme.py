@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import commbench
 from commbench.errors import UsageError
 from commbench.harness.softroce.image import Image, path_of
 from commbench.harness.softroce.layout import HOST_FILES, ORDER, PORTS, Order
@@ -56,9 +57,12 @@ def prepare(folder: Path, machine: Machine, command: Sequence[str]) -> None:
 
 
 def _cached(program: str, writable: Sequence[Path]) -> list[str]:
-    """Folders that are only read: the system, this Python and the command's own environment."""
+    """Folders that are only read: the system, this Python, commbench itself, which may lie in a
+    checkout, and the command's own environment."""
     found = Path(shutil.which(program) or program).absolute().parent.parent
+    ours = Path(commbench.__file__).parent
     folders = [Path("/usr"), Path(sys.base_prefix), Path(sys.prefix)]
+    folders += [ours, ours / "harness", ours / "reports"]  # links in a checkout
     folders += [found] if (found / "pyvenv.cfg").exists() else []
     taken = {above for each in writable for above in (each, *each.parents)}
     return [str(each) for each in _outermost(folders) if each not in taken]
