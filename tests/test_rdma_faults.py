@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from commbench.channels.rdma import RdmaChannel
 from commbench.channels.rdma_devices import choose
-from commbench.errors import PeerLost, UsageError
+from commbench.errors import ChannelUnavailable, PeerLost, UsageError
 from commbench.harness.loops import Stamps
 from commbench.harness.softroce.layout import ENDS, HOST
 from commbench.harness.softroce.loss import counters, drops, lossy
@@ -187,7 +190,54 @@ def test_a_killed_rank_ends_its_run_and_no_other_on_the_device(tmp_path: Path) -
     assert said(ended) == f"commbench: rank 1 on {HOST} was killed by SIGKILL"
 
 
-# ---------------------------------------------------------------------- packets
+# ---------------------------------------------------------------------- the link
+
+
+@contextmanager
+def unplugged() -> Iterator[None]:
+    """One end of the cable is down; a port follows its interface."""
+    _link("down")
+    try:
+        until(lambda: states() != {"4: ACTIVE"}, "the ports stay up")
+        yield
+    finally:
+        _link("up")
+        until(lambda: states() == {"4: ACTIVE"}, "the ports do not come up again")
+
+
+def _link(state: str) -> None:
+    subprocess.run(["ip", "link", "set", ENDS[1].interface, state], check=True, timeout=60)
+
+
+def states() -> set[str | None]:
+    ports = (f"sys/class/infiniband/{end.device}/ports/1/state" for end in ENDS)
+    return {Tree().text(port) for port in ports}
+
+
+def test_a_link_that_goes_down_names_the_rank_behind_it(tmp_path: Path) -> None:
+    """The rendezvous does not use it, so only the device can say; then there is no port to use."""
+    output = tmp_path / "out.jsonl"
+    job = long_job(tmp_path, "rdma", option=["wait=block"])
+    running = started(job, "--in-order", "--output", output)
+    try:
+        first_case(running, output)
+        before = counted()
+        until(lambda: grown(before, "sent_pkts") > 500, "the second case does not run", LONG_S)
+        running.fault()
+        with unplugged():
+            until(lambda: running.process.poll() is not None, "it goes on", LONG_S)
+            elapsed_s = time.monotonic() - running.began
+            missing = RdmaChannel.missing()
+            with pytest.raises(ChannelUnavailable) as caught:
+                choose(Tree(), device="rxe1")
+    finally:
+        ended = running.end(LONG_S)
+    line = said(ended)
+    assert (ended.exit_code, elapsed_s < ENDS_WITHIN_S) == (5, True), line
+    assert line.endswith("; our port is not active"), line
+    assert re.search(r"rank [01] (on \S+ is gone|and this one failed to communicate) \(", line)
+    assert missing and missing.startswith("no RDMA port is active: rxe0 port 1 is ")
+    assert "channel rdma: rxe1 port 1 is 1: DOWN, not 4: ACTIVE" in str(caught.value)
 
 
 def test_lost_packets_are_sent_again() -> None:
