@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -14,6 +15,10 @@ if IN_MACHINE not in os.environ:  # importing it takes many seconds there, and n
     # A test fails for what it finds; how long an example takes says how busy the machine is.
     settings.register_profile("commbench", deadline=None)
     settings.load_profile("commbench")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs so, and what tests start and interrupt would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
