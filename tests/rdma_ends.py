@@ -13,12 +13,13 @@ from commbench.harness.stop import StopFlag
 from commbench.payloads.buffers import allocate
 
 OPS = ("send", "write", "write-imm", "read")
-LAYOUTS = ((1,), (0,), (700, 300), (5, 0, 120_000, 7), (40,) * 40)
+FILLS = 1024  # bytes of the path's packets, and of the longest eager message
+LAYOUTS = ((1,), (0,), (700, 300), (600, FILLS - 600), (5, 0, 120_000, 7), (40,) * 40)
 TIMEOUT_S = 30.0  # without any progress
 
 
 def options(device: str, rank: int, op: str, **more: int) -> Options:
-    given = {"eager_max": 1024, "inline_max": 128, "tx_depth": 8, "rx_depth": 16} | more
+    given = {"eager_max": FILLS, "inline_max": 128, "tx_depth": 8, "rx_depth": 16} | more
     return Options(device=device, port=1, rank=rank, size=2, op=op, signal_every=4, **given)
 
 

@@ -44,6 +44,7 @@ class FabricDevice:
         IBV_SEND_INLINE=_INLINE,
         IBV_WR_RDMA_READ=_READ,
         IBV_WR_RDMA_WRITE=_WRITE,
+        IBV_WC_WITH_IMM=2,
         IBV_WC_WR_FLUSH_ERR=5,
     )
     firmware = "fabric"
@@ -104,7 +105,8 @@ class FabricDevice:
                 to.device._check(lkey, entry, nbytes)
                 assert nbytes <= room
                 address, rkey = entry, lkey
-            done = SimpleNamespace(wr_id=wr_id, status=0, byte_len=nbytes)
+            done = SimpleNamespace(wr_id=wr_id, status=0, byte_len=nbytes, imm_data=0)
+            done.wc_flags = self.enums.IBV_WC_WITH_IMM if opcode == _WRITE_IMM else 0
             to.device._received.append(done)
         if nbytes:
             to.device._check(rkey, address, nbytes)

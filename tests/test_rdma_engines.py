@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.rdma_ends import OPS, exercise
+from commbench.channels import rdma_frames as frames
+from tests.rdma_ends import FILLS, OPS, exercise, run, together
 from tests.rdma_pair import connected
 
 pytestmark = [pytest.mark.rdma, pytest.mark.native, pytest.mark.timeout(400)]
@@ -16,6 +17,21 @@ BOTH = ("native", "native")
 def test_messages_arrive_as_they_were_sent(op: str) -> None:
     with connected(BOTH, op, native={"spin": op == "write"}) as (one, two):
         exercise(one, two)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_tail_costs_no_packet_of_its_own(op: str) -> None:
+    """A message that fills its packets is followed by ones without a tail, but for those (one in
+    256) whose last byte could be taken for none."""
+    count = 40
+    with connected(BOTH, op, native={"spin": False}) as (one, two):
+        assert one.limits["mtu"] == FILLS
+        before = one.sent_bytes
+        together(
+            lambda: run(one, 0, (FILLS,), count=count), lambda: run(two, 1, (FILLS,), count=count)
+        )
+        tails = (one.sent_bytes - before - count * FILLS) // frames.TAIL_NBYTES
+        assert 1 <= tails < count // 4
 
 
 def test_with_what_only_ar_grpc_has() -> None:

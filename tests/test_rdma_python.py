@@ -53,6 +53,25 @@ def test_tail_is_as_the_header_page_lays_it_out() -> None:
     assert Tail.unpack_from(raw, 8) == (1 << 40, 7, 4, 24, 9, 1, 513)
 
 
+def test_a_bare_frame_says_the_same_and_one_more_consumed() -> None:
+    top = (1 << 32) - 1
+    assert Tail(5, 7, 1, 5, 9, 0, 20).followed() == Tail(5, 7, 1, 5, 10, 0, 21)
+    assert Tail(5, 7, 1, 5, top, 0, top).followed() == Tail(5, 7, 1, 5, 0, 0, 0)
+
+
+@pytest.mark.parametrize("seq", [1, 513, 0xFE000000, (1 << 32) - 1, 0])
+def test_a_written_frame_is_told_by_its_last_four_bytes(seq: int) -> None:
+    entry = memoryview(bytearray(64))
+    frames.mark_untouched(entry, 64, seq)
+    assert frames.written(entry, 64, seq) is None
+    entry[60:63] = b"abc"  # as if half of them had come
+    assert frames.written(entry, 64, seq) is None
+    entry[63] ^= 1
+    assert frames.written(entry, 64, seq) is True
+    entry[60:] = struct.pack("<I", seq)
+    assert frames.written(entry, 64, seq) is False
+
+
 def test_segments_are_as_the_header_page_lays_them_out() -> None:
     packed = frames.pack_segments([Segment(0x1122334455667788, 5, 6)])
     assert packed == bytes.fromhex("8877665544332211 0500000000000000 06000000 00000000")

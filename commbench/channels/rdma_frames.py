@@ -24,7 +24,8 @@ SENDS = frozenset(("send", "read"))  # -o op= whose frames are SENDs
 
 _MASK = (1 << 32) - 1
 _TAIL = struct.Struct("<QIIIIII")
-_SEQ = struct.Struct("<I")
+_WORD = struct.Struct("<I")
+_LAST_BYTE = 0xFF << 24  # of a word
 _SEGMENT = struct.Struct("<QQII")
 _LEAST_STRIDE = 4096  # bytes of a frame, its tail included, are more than that
 _ALIGNMENT = 64
@@ -40,6 +41,11 @@ class Tail(NamedTuple):
     consumed: int
     more: int
     seq: int
+
+    def followed(self) -> Tail:
+        """What a bare frame says that comes behind this one."""
+        consumed, seq = (self.consumed + 1) & _MASK, (self.seq + 1) & _MASK
+        return self._replace(consumed=consumed, seq=seq)
 
     def pack_into(self, buffer: memoryview, at: int) -> None:
         _TAIL.pack_into(buffer, at, *self)
@@ -170,18 +176,17 @@ class Credits:
         self.taken = (self.taken + 1) & _MASK
 
 
-def tail_at(
-    buffer: memoryview, start: int, stride: int, length: int | None, awaited: int
-) -> int | None:
-    """Where the tail of the frame in the entry at ``start`` is; None: not there yet.
+def mark_untouched(buffer: memoryview, end: int, seq: int) -> None:
+    """The entry that ends at ``end`` waits for frame number ``seq``, which is written there."""
+    _WORD.pack_into(buffer, end - _WORD.size, ~seq & _MASK)
 
-    ``length``: bytes of a SEND that came; None: the frame is written, and its number shows it.
-    """
-    if length is not None:
-        return start + length - TAIL_NBYTES if length >= TAIL_NBYTES else start
-    last = start + stride - TAIL_NBYTES
-    (seq,) = _SEQ.unpack_from(buffer, start + stride - _SEQ.size)
-    return last if seq == awaited else None
+
+def written(buffer: memoryview, end: int, seq: int) -> bool | None:
+    """Whether frame number ``seq``, which ends at ``end``, is bare; None: it is not there yet."""
+    (word,) = _WORD.unpack_from(buffer, end - _WORD.size)
+    if word == seq:
+        return False
+    return None if (word ^ ~seq) & _LAST_BYTE == 0 else True
 
 
 def pieces_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from commbench.channels import rdma_frames as frames
 from commbench.channels.rdma_frames import Credits, Ring, Tail
@@ -12,6 +12,13 @@ from commbench.channels.rdma_pyverbs import Device
 from commbench.channels.rdma_queue import Owner, SendQueue
 from commbench.errors import TransferError
 from commbench.payloads.buffers import EMPTY, Message
+
+
+class _Came(NamedTuple):
+    """What the completion of a frame says. ``nbytes``: of a SEND."""
+
+    nbytes: int
+    bare: bool
 
 
 class Link:
@@ -34,13 +41,18 @@ class Link:
         self._memory = memory
         self._start = start
         self._stride = frames.stride_for(device.options.eager_max)
-        self._lengths: deque[int] | None = None if device.options.op == "write" else deque()
+        self._came: deque[_Came] | None = None if device.options.op == "write" else deque()
+        self._next = self._heard = Tail(0, 0, 0, 0, 0, 0, 0)
         self._sends = device.options.op in frames.SENDS
         self._opcode = device.frame_opcode
         self._requests: list[Any] = []
         self._pages: list[Pages] = []
         self._stage: Pages | None = None
         self._tails: Pages | None = None
+        if self._came is None:
+            for entry in range(device.options.rx_depth):
+                end = start + (entry + 1) * self._stride
+                frames.mark_untouched(memory.view, end, entry + 1)
 
     @property
     def address(self) -> int:
@@ -130,7 +142,7 @@ class Link:
 
     def post_receives(self) -> None:
         """From INIT on a queue pair takes them, and must have them before its peer sends."""
-        if self._lengths is None:
+        if self._came is None:
             return
         for entry in range(self.device.options.rx_depth):
             start = self.address + entry * self._stride
@@ -142,37 +154,48 @@ class Link:
     def received(self, completion: Any) -> None:
         if completion.status:
             self.queue.failed(completion.status)
-        assert self._lengths is not None
-        self._lengths.append(completion.byte_len)
+        assert self._came is not None
+        told = completion.wc_flags & self.device.enums.IBV_WC_WITH_IMM and completion.imm_data
+        self._came.append(_Came(completion.byte_len, bool(told)))
 
     def next_frame(self) -> tuple[Tail, memoryview] | None:
         """The next frame and its payload, in the ring until ``took``; None: there is none."""
-        length: int | None = None
-        if self._lengths is not None:
-            if not self._lengths:
-                return None
-            length = self._lengths[0] if self._sends else None
-        view = self._memory.view
         start = self._start + self.credits.next_in * self._stride
-        at = frames.tail_at(view, start, self._stride, length, self.credits.awaited)
-        if at is None:
-            if self._lengths is not None:
-                raise self._out_of_step()
+        end, bare = start + self._stride, self._bare()
+        if bare is None:
             return None
-        tail = Tail.unpack_from(view, at)
+        if self._came is not None and self._sends:
+            end = start + self._came[0].nbytes
+        at = end if bare else end - frames.TAIL_NBYTES
+        if at < start:
+            raise self._out_of_step()
+        tail = self._heard.followed() if bare else Tail.unpack_from(self._memory.view, at)
         if (
             tail.seq != self.credits.awaited
             or tail.payload > at - start
             or not self.credits.hear(tail.consumed)
         ):
             raise self._out_of_step()
-        return tail, view[at - tail.payload : at]
+        self._next = tail
+        return tail, self._memory.view[at - tail.payload : at]
+
+    def _bare(self) -> bool | None:
+        """Whether the next frame has no tail; None: there is no frame."""
+        if self._came is not None:
+            return self._came[0].bare if self._came else None
+        end = self._start + (self.credits.next_in + 1) * self._stride
+        return frames.written(self._memory.view, end, self.credits.awaited)
 
     def took(self) -> None:
         """The frame's entry is the peer's again."""
-        if self._lengths is not None:
-            self._lengths.popleft()
+        if self._came is not None:
+            self._came.popleft()
             self.device.receive(self.qp, self._requests[self.credits.next_in])
+        else:
+            end = self._start + (self.credits.next_in + 1) * self._stride
+            seq = self.credits.awaited + self.device.options.rx_depth
+            frames.mark_untouched(self._memory.view, end, seq)
+        self._heard = self._next
         self.credits.take()
 
     def _out_of_step(self) -> TransferError:

@@ -260,31 +260,16 @@ static inline int take(conn *c, const frame_tail *t, const char *payload)
     }
 }
 
-/* Where the tail of the next frame is; NULL: it is not there. */
-static inline const char *next_tail(const conn *c)
-{
-    const rdma *r = c->r;
-    uint32_t frame = c->head & (r->depth - 1), entry = r->srq ? c->entry[frame] : frame;
-    const char *start = c->ring + (size_t)entry * r->stride;
-    const char *last = start + r->stride - sizeof(frame_tail);
-    if (r->o.op == CB_RDMA_WRITE)
-        return __atomic_load_n((const uint32_t *)(last + offsetof(frame_tail, seq)),
-                               __ATOMIC_ACQUIRE) == c->head + 1 ? last : NULL;
-    if (c->came == c->head)
-        return NULL;
-    if (r->o.op == CB_RDMA_WRITE_IMM)
-        return last;
-    return c->length[frame] < sizeof(frame_tail) ? start   /* refused by its number */
-                                                 : start + c->length[frame] - sizeof(frame_tail);
-}
+enum presence { ABSENT, WHOLE, BARE };
 
-/* Bytes that lie before the tail of the next frame. */
-static inline uint32_t most_payload(const conn *c)
+static inline enum presence next_frame(const conn *c)
 {
     const rdma *r = c->r;
-    bool sends = r->o.op == CB_RDMA_SEND || r->o.op == CB_RDMA_READ;
-    uint32_t length = sends ? c->length[c->head & (r->depth - 1)] : r->stride;
-    return length < sizeof(frame_tail) ? 0 : length - (uint32_t)sizeof(frame_tail);
+    uint32_t frame = c->head & (r->depth - 1), seq = c->head + 1;
+    if (r->o.op != CB_RDMA_WRITE)
+        return c->came == c->head ? ABSENT : c->bare[frame] ? BARE : WHOLE;
+    uint32_t word = __atomic_load_n(last_word(c, frame), __ATOMIC_ACQUIRE);
+    return word == seq ? WHOLE : LAST_BYTE(word) == LAST_BYTE(UNTOUCHED(seq)) ? ABSENT : BARE;
 }
 
 static WIRE_SLOW int out_of_step(conn *c)
@@ -292,25 +277,58 @@ static WIRE_SLOW int out_of_step(conn *c)
     return refuse(c->r, -EPROTO, "rank %d sent something that is no frame", (int)c->peer);
 }
 
+/* What the frame that is there says, and its payload. */
+static inline int open_frame(conn *c, bool is_bare, frame_tail *t, const char **payload)
+{
+    const rdma *r = c->r;
+    bool sends = r->o.op == CB_RDMA_SEND || r->o.op == CB_RDMA_READ;
+    uint32_t frame = c->head & (r->depth - 1), tail = is_bare ? 0 : sizeof *t;
+    uint32_t length = sends ? c->length[frame] : r->stride;
+    const char *end = c->ring + (size_t)(r->srq ? c->entry[frame] : frame) * r->stride + length;
+    if (length < tail)
+        return out_of_step(c);
+    if (is_bare) {
+        *t = c->heard;
+        t->consumed++;
+        t->seq++;
+    } else {
+        memcpy(t, end - tail, sizeof *t);
+    }
+    if (t->seq != c->head + 1 || t->bytes > length - tail || (is_bare && (t->bytes == 0 || t->more)))
+        return out_of_step(c);
+    *payload = end - tail - t->bytes;
+    return 0;
+}
+
+/* Its entry is the peer's again. */
+static inline int release_frame(conn *c)
+{
+    if (c->r->o.op != CB_RDMA_WRITE)
+        return post_again(c, c->head & (c->r->depth - 1));
+    mark_untouched(c, c->head + 1 + c->r->depth);
+    return 0;
+}
+
 /* Takes what came; how many frames. */
 static inline int look(conn *c)
 {
-    rdma *r = c->r;
-    const char *at;
+    enum presence there;
     int n = 0;
-    for (; (at = next_tail(c)) != NULL; n++) {
+    for (; (there = next_frame(c)) != ABSENT; n++) {
         frame_tail t;
-        memcpy(&t, at, sizeof t);
-        if (t.seq != c->head + 1 || t.bytes > most_payload(c))
-            return out_of_step(c);
-        c->credited = t.consumed;
-        int rc = take(c, &t, at - t.bytes);
-        if (rc == -EAGAIN)
-            break;
-        if (rc == 0 && r->o.op != CB_RDMA_WRITE)
-            rc = post_again(c, c->head & (r->depth - 1));
+        const char *payload;
+        int rc = open_frame(c, there == BARE, &t, &payload);
         if (rc < 0)
             return rc;
+        c->credited = t.consumed;
+        rc = take(c, &t, payload);
+        if (rc == -EAGAIN)
+            break;
+        if (rc == 0)
+            rc = release_frame(c);
+        if (rc < 0)
+            return rc;
+        c->heard = t;
         c->head++;
     }
     if (n == 0 && c->queue.count == 0)

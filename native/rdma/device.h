@@ -117,9 +117,12 @@ static int make_conn(rdma *r, uint32_t peer, char *ring)
     c->peer = (int32_t)peer;
     c->ring = ring;
     c->length = calloc(r->depth, sizeof *c->length);
+    c->bare = calloc(r->depth, sizeof *c->bare);
     c->entry = r->srq ? calloc(r->depth, sizeof *c->entry) : NULL;
-    if (!c->length || (r->srq && !c->entry))
+    if (!c->length || !c->bare || (r->srq && !c->entry))
         return refuse(r, -ENOMEM, "out of memory");
+    for (uint32_t entry = 0; r->o.op == CB_RDMA_WRITE && entry < r->depth; entry++)
+        mark_untouched(c, entry + 1);
     c->qp = make_qp(r);
     if (!c->qp)
         return -EIO;
@@ -173,6 +176,7 @@ static void close_conn(conn *c)
         munmap(c->tails, depth * sizeof *c->tails);
     }
     free(c->length);
+    free(c->bare);
     free(c->entry);
 }
 
@@ -277,6 +281,8 @@ int cb_rdma_modify(cb_rdma *r, uint32_t peer, struct ibv_qp_attr *attributes, in
     conn *c = other(r, peer);
     if (!c)
         return refuse(r, -EINVAL, "no queue pair for rank %u", peer);
+    if (mask & IBV_QP_PATH_MTU)
+        c->mtu = mtu_bytes(attributes->path_mtu);
     int code = ibv_modify_qp(c->qp, attributes, mask);
     if (code != 0)
         return refuse(r, -code, "%s: the queue pair to rank %u does not become %s: %s", r->o.device,

@@ -64,6 +64,25 @@ static int pack(conn *c, struct ibv_send_wr *w, struct ibv_sge *sges, const cb_i
 
 static const cb_iov NOTHING = {NULL, 0, 0};
 
+/* Whether a tail would need a packet of its own, and what it says is known: see wire.h, BARE FRAMES. */
+static inline bool bare(const conn *c, const frame_tail *t, const cb_iov *payload)
+{
+    const frame_tail *b = &c->said;
+    if (t->bytes == 0 || ((t->bytes - 1) & (c->mtu - 1)) + sizeof *t < c->mtu)
+        return false;
+    if (t->nbytes != b->nbytes || t->slot != b->slot || t->kind != b->kind || t->bytes != b->bytes ||
+        t->consumed != b->consumed + 1 || t->more)
+        return false;
+    if (c->r->o.op != CB_RDMA_WRITE)
+        return true;
+    const struct iovec *last = &payload->iov[payload->n - 1];
+    uint32_t word;
+    if (last->iov_len < sizeof word)
+        return false;
+    memcpy(&word, (const char *)last->iov_base + last->iov_len - sizeof word, sizeof word);
+    return word != t->seq && LAST_BYTE(word) != LAST_BYTE(UNTOUCHED(t->seq));
+}
+
 /* One frame; the caller has looked for credits. `listed`: its payload is no registered memory. Nothing
  * is handed over before ring_bell(). Returns 1 when the payload may be changed at once. */
 static inline int frame(conn *c, uint32_t kind, uint32_t slot, uint64_t nbytes, uint32_t more,
@@ -87,10 +106,16 @@ static inline int frame(conn *c, uint32_t kind, uint32_t slot, uint64_t nbytes, 
     frame_tail *t = &c->tails[entry];
     *t = (frame_tail){nbytes, slot, kind, (uint32_t)payload->nbytes, c->head, more, ++c->sent};
     c->told = c->head;
-    sges[w->num_sge++] = (struct ibv_sge){(uintptr_t)t, sizeof *t, c->tails_mr->lkey};
+    bool without = bare(c, t, payload);
+    c->said = *t;
+    if (without)
+        whole = payload->nbytes;
+    else
+        sges[w->num_sge++] = (struct ibv_sge){(uintptr_t)t, sizeof *t, c->tails_mr->lkey};
     w->opcode = r->o.op == CB_RDMA_WRITE ? IBV_WR_RDMA_WRITE
-              : r->o.op == CB_RDMA_WRITE_IMM ? IBV_WR_RDMA_WRITE_WITH_IMM : IBV_WR_SEND;
-    w->imm_data = 0;
+              : r->o.op == CB_RDMA_WRITE_IMM ? IBV_WR_RDMA_WRITE_WITH_IMM
+              : without ? IBV_WR_SEND_WITH_IMM : IBV_WR_SEND;
+    w->imm_data = without;
     w->wr.rdma.remote_addr = c->theirs.ring_address +
                              (uint64_t)(entry + 1) * c->theirs.ring_stride - whole;
     w->wr.rdma.rkey = c->theirs.ring_rkey;

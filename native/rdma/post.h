@@ -164,7 +164,9 @@ static inline int reap_receives(rdma *r)
         int rc = r->srq ? came_shared(c, &wc[i]) : 0;
         if (rc < 0)
             return rc;
-        c->length[c->came++ & (r->depth - 1)] = wc[i].byte_len;
+        uint32_t frame = c->came++ & (r->depth - 1);
+        c->length[frame] = wc[i].byte_len;
+        c->bare[frame] = (wc[i].wc_flags & IBV_WC_WITH_IMM) && wc[i].imm_data != 0;
     }
     return n;
 }

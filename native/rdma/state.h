@@ -57,11 +57,15 @@ typedef struct conn {
     /* receiving */
     char *ring;
     uint32_t *length;           /* by frame, of a SEND */
+    bool *bare;                 /* by frame: it has no tail */
     uint32_t *entry;            /* by frame: where it lies among all entries, if they are shared */
     uint32_t came, head;        /* frames that came (by completions), and were taken */
+    frame_tail heard;           /* of the last frame that was taken */
     uint32_t told;              /* how many were taken when we last said so */
     /* sending */
     frame_tail *tails;          /* by entry of their ring */
+    frame_tail said;            /* of the last frame that was sent */
+    uint32_t mtu;               /* of the path, in bytes */
     char *stage;                /* by entry; made when first needed */
     struct ibv_mr *tails_mr, *stage_mr;
     uint32_t sent, credited;    /* frames; how many of them the peer has taken */
@@ -177,6 +181,18 @@ static flight *flight_at(conn *c, uint32_t slot)
 static arrival *arrival_at(conn *c, uint32_t slot)
 {
     return &c->r->arrivals[c->base + slot];
+}
+
+/* What op=write watches. */
+static inline uint32_t *last_word(const conn *c, uint32_t entry)
+{
+    return (uint32_t *)(c->ring + (size_t)(entry + 1) * c->r->stride) - 1;
+}
+
+/* The entry of frame `seq`, for that frame. */
+static inline void mark_untouched(conn *c, uint32_t seq)
+{
+    __atomic_store_n(last_word(c, (seq - 1) & (c->r->depth - 1)), UNTOUCHED(seq), __ATOMIC_RELEASE);
 }
 
 /* Requests go to the application in the order in which they were begun. */

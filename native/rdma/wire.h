@@ -6,8 +6,8 @@
  * two) of `stride` bytes, registered for remote writing; its address, rkey, depth and stride travel in
  * the queue pair's address record (commbench/channels/rdma_connect.py).
  *
- * FRAMES. Everything but the payload of a rendezvous travels in frames: `bytes` of payload, then a
- * frame_tail. Frame number s (from 1, for the life of the queue pair; `seq` of its tail) belongs to
+ * FRAMES. Everything but the payload of a rendezvous travels in frames: `bytes` of payload, then (but
+ * see BARE FRAMES) a frame_tail. Frame number s (from 1, for the life of the queue pair; `seq` of its tail) belongs to
  * entry (s - 1) mod depth of the receiver's ring, and gets there in one of three ways, which both
  * ends must have chosen alike (`op` of the record):
  *   send, read   SEND. All entries are posted as receive buffers in their order, so frame s lands in
@@ -16,6 +16,16 @@
  *                of the next entry, which become `seq` when all is there.
  *   write-imm    the same with immediate data (0), which takes one of the `depth` posted (empty)
  *                receive requests and gives a completion.
+ *
+ * BARE FRAMES. A payload that fills its packets would need one more for its tail alone. A frame that
+ * says what the frame before it said (nbytes, slot, kind and bytes are the same, `consumed` is one more,
+ * `more` is 0) may leave its tail out. Its receiver must be able to tell:
+ *   send, read   it comes with immediate data that is not 0.
+ *   write-imm    its immediate data is not 0.
+ *   write        a receiver sets the last four bytes of every entry to UNTOUCHED(number of the next
+ *                frame there). It has a whole frame once the last byte differs from that; a bare one
+ *                unless the four are `seq` then. So a payload may be sent bare if its last four bytes
+ *                are not `seq` and its last byte is not that of UNTOUCHED(seq).
  *
  * CREDITS. `consumed` of every frame says how many frames its sender has taken out of its own ring
  * (and posted again). No frame may be sent while sent - consumed >= depth; the last FRAME_RESERVE
@@ -66,6 +76,9 @@ typedef struct frame_tail {
     uint32_t more;
     uint32_t seq;               /* last: what op=write watches */
 } frame_tail;
+
+#define UNTOUCHED(seq) (~(uint32_t)(seq))
+#define LAST_BYTE(word) ((uint32_t)(word) >> 24)
 
 typedef struct segment {
     uint64_t address, nbytes;
