@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
 
 import pytest
 
@@ -24,3 +27,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("rdma") and IN_MACHINE not in os.environ:
         pytest.skip("needs two RDMA devices: make test-rdma runs it in the Soft-RoCE machine")
+
+
+@pytest.fixture(autouse=True)
+def released(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever a test did with the devices, no process has memory registered any more."""
+    yield
+    if request.node.get_closest_marker("rdma"):
+        words = ["rdma", "-j", "resource", "show", "mr"]
+        shown = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+        assert [each for each in json.loads(shown.stdout or "[]") if each] == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -34,21 +33,6 @@ SLOW = {"COMMBENCH_JOIN_TIMEOUT": "100"}  # s until all ranks have come
 
 def started(*argv: object) -> Running:
     return Running(COMMBENCH, "run", *argv, "--bind", "none", **SLOW)
-
-
-def regions() -> list[Any]:
-    """Memory regions that any process has registered."""
-    shown = subprocess.run(
-        ["rdma", "-j", "resource", "show", "mr"], capture_output=True, text=True, check=True
-    )
-    return [each for each in json.loads(shown.stdout or "[]") if each]
-
-
-@pytest.fixture(autouse=True)
-def released() -> Iterator[None]:
-    """Whatever happened, nothing is registered any more."""
-    yield
-    assert regions() == []
 
 
 def grown(before: dict[str, dict[str, int]], *names: str) -> int:

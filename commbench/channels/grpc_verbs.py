@@ -204,23 +204,15 @@ class GrpcVerbsChannel(NativeOnlyChannel):
     def describe(self) -> dict[str, str | int | float]:
         """Raises TransferError unless the device has counted what the engine gave it to send."""
         proof = check_grown(self._counter, self._engine.sent_bytes, self._mtu, looped=self._looped)
-        port, gid, limits = self._address.port, self._address.gid, self._engine.limits
-        described: dict[str, str | int | float] = {
+        limits = self._engine.limits
+        return {
             **{key: value for key, value in self._options.items() if key not in _PLACE},
-            "device": port.device,
-            "port": port.number,
-            "firmware": self._engine.firmware,
-            "link_layer": port.link_layer,
-            "rate": port.rate,
+            **self._address.describe(self._engine.firmware, limits["lid"]),
             "mtu": self._mtu,
-            "addressing": self._address.kind,
             "max_msg_sz": limits["max_msg_sz"],
             "proof": proof,
             "grpcio": version("grpcio"),
         }
-        if gid is None:
-            return {**described, "address": f"LID {limits['lid']}"}
-        return {**described, "address": f"GID {gid.ipv4 or gid.address}", "gid_index": gid.index}
 
     def close(self) -> None:
         self._engine.close()

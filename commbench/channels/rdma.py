@@ -285,26 +285,18 @@ class RdmaChannel(RdmaLoops):
         """Raises TransferError unless the device has counted what the engine gave it to send."""
         sent = self._sent + self._engine.sent_bytes
         proof = check_grown(self._counter, sent, self._mtu, looped=self._looped)
-        port, gid, limits = self._address.port, self._address.gid, self._engine.limits
-        described: dict[str, str | int | float] = {
+        limits = self._engine.limits
+        return {
             **{key: value for key, value in self._options.items() if key not in _FLAGS},
-            "device": port.device,
-            "port": port.number,
-            "firmware": self._engine.firmware,
-            "link_layer": port.link_layer,
-            "rate": port.rate,
+            **self._address.describe(self._engine.firmware, limits["lid"]),
             "mtu": self._mtu,
             "sl": int(self._options["sl"]),
-            "addressing": self._address.kind,
             "max_sge": limits["max_sge"],
             "inline_max": limits["max_inline"],
             "max_msg_sz": limits["max_msg_sz"],
             "more_buffers": f"packed: {limits['max_sge'] - 1} are gathered at most",
             "proof": proof,
         }
-        if gid is None:
-            return {**described, "address": f"LID {limits['lid']}"}
-        return {**described, "address": f"GID {gid.ipv4 or gid.address}", "gid_index": gid.index}
 
 
 def _number(name: str, text: str, least: int, most: int) -> int:

@@ -79,6 +79,21 @@ class Address:
             return None
         return self.gid.ipv4 or (None if self.gid.address.is_link_local else str(self.gid.address))
 
+    def describe(self, firmware: str, lid: int) -> dict[str, str | int | float]:
+        """For the result of a channel; what its engine knows better is given."""
+        described: dict[str, str | int | float] = {
+            "device": self.port.device,
+            "port": self.port.number,
+            "firmware": firmware,
+            "link_layer": self.port.link_layer,
+            "rate": self.port.rate,
+            "addressing": self.kind,
+        }
+        if self.gid is None:
+            return {**described, "address": f"LID {lid}"}
+        address = f"GID {self.gid.ipv4 or self.gid.address}"
+        return {**described, "address": address, "gid_index": self.gid.index}
+
 
 def ports(tree: Tree, with_gids: bool = True) -> list[Port]:
     """All ports of all devices, in the order of their names."""

@@ -72,10 +72,10 @@ Numbers numbers_of(const ibv_qp_attr &a, int mask) {
 class Connector {
   public:
     Connector(const std::string &address, int backlog) : address_(address) {
+        Address here = parse(address, 0);
         events_ = rdma_create_event_channel();
         if (!events_) raise(errno, std::string("librdmacm gives no events: ") + strerror(errno));
         fcntl(events_->fd, F_SETFL, fcntl(events_->fd, F_GETFL) | O_NONBLOCK);
-        Address here = parse(address, 0);
         if (rdma_create_id(events_, &listener_, nullptr, RDMA_PS_TCP) ||
             rdma_bind_addr(listener_, here.get()) || rdma_listen(listener_, backlog)) {
             int code = errno;
