@@ -35,6 +35,7 @@ _SOURCES = {
     "tcp": ("tcp_pingpong.c", "tcp_stream.c"),
     "grpc-core": ("grpc_echo.cc",),
     "ps": ("tcp_pingpong.c", "tcp_ps.c"),
+    "rdma": ("verbs_loops.c",),
 }
 
 
@@ -99,6 +100,8 @@ def compile_library(source: str, compiler: str, folder: Path) -> Path:
     if source.endswith(".cc"):
         command[:2] = [cxx_compiler(), "-std=gnu++17"]
         command += grpc_flags()
+    if source.startswith("verbs_"):
+        command.append("-libverbs")
     done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     if done.returncode:
         raise ChannelUnavailable(f"{command[0]} cannot compile {source}: {done.stderr.strip()}")
@@ -335,6 +338,12 @@ def _grpc_core(place: Place) -> Reference:
     return GrpcCoreLoops(place)
 
 
+def _verbs(place: Place) -> Reference:
+    from benchmarks.ratios.verbs import VerbsLoops
+
+    return VerbsLoops(place)
+
+
 def _perftest(place: Place, tool: str) -> Reference:
     from benchmarks.ratios.perftest import Perftest
 
@@ -360,6 +369,7 @@ def loop_named(name: str) -> Callable[[Place], Reference]:
         "grpc": GrpcLoop,
         "grpc-bare": partial(GrpcLoop, delivers=False),
         "grpc-core": _grpc_core,
+        "verbs": _verbs,
         **{name: partial(_perftest, tool=name) for name in PERFTEST},
         "pyverbs": partial(_ours, channel="rdma", loop="python", keeps=True),
         "channel grpc-core": partial(_ours, channel="grpc-core", loop="native"),
