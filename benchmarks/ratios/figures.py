@@ -25,7 +25,8 @@ class Figure:
     ``iterations`` of a block, where OSU's would take too long, or too short to tell a rate.
     ``workers``: of one parameter server, whose figure is RPC/s (with one worker, the round trip).
     ``option``: one, or several with a comma between them.
-    ``beside``: other loops whose ratio to the reference is printed with it.
+    ``beside``: other loops whose ratio to the reference is printed with it; they run after each
+    ``beside_every``-th quad.
     """
 
     channel: str
@@ -35,6 +36,7 @@ class Figure:
     option: str = ""
     iterations: int | None = None
     beside: tuple[str, ...] = ()
+    beside_every: int = 1
     scheme: str = ""  # instead of one contiguous buffer
     workers: int = 0
     against: str = ""  # the reference, where it is not the one of the channel
@@ -100,6 +102,7 @@ def _rdma() -> list[Figure]:
         Figure(
             *("rdma", "latency", n, LATENCY, f"op={op}", count),
             beside=(f"ib_{op}_lat", "pyverbs"),
+            beside_every=5,  # launches and Python take longer than all blocks of a quad
             against="verbs",
         )
         for op in ("write", "send")
@@ -108,6 +111,7 @@ def _rdma() -> list[Figure]:
     rate = Figure(
         *("rdma", "bandwidth", 65536, RDMA_RATE, "op=write,eager_max=64K", 8),
         beside=("ib_write_bw",),
+        beside_every=5,
         against="verbs",
     )
     return [*latency, rate]

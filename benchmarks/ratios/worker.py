@@ -90,7 +90,12 @@ class Alternation(CaseRun):
     """
 
     def __init__(
-        self, place: Place, channel: Channel, references: dict[str, Reference], quads: int
+        self,
+        place: Place,
+        channel: Channel,
+        references: dict[str, Reference],
+        quads: int,
+        beside_every: int,
     ) -> None:
         super().__init__(place.case, channel, place.rendezvous, place.rank, Stamps())
         self.timing = Timing(place, self.stamps)
@@ -103,6 +108,7 @@ class Alternation(CaseRun):
         (_, self.theirs), *others = blocks.items()
         self.others = dict(others)
         self.quads = quads
+        self.beside_every = beside_every
         self.result: Result
 
     def timed(self, loop: Loop | None) -> None:
@@ -111,15 +117,15 @@ class Alternation(CaseRun):
         ours = self.timing.of(lambda count: self.ours(loop, count))
         for block in (self.theirs, ours):  # neither is the first to run
             block()
-        for _ in range(self.quads):
-            self.quad(ours)
+        for number in range(self.quads):
+            self.quad(ours, number % self.beside_every == 0)
 
     def ours(self, loop: Loop | None, count: int) -> None:
         self.go(loop, self.block(count, self.batch, self.number, every=False, last=True))
 
-    def quad(self, ours: Block) -> None:
+    def quad(self, ours: Block, beside: bool) -> None:
         a, b, c, d = self.theirs(), ours(), ours(), self.theirs()
-        others = {name: other() for name, other in self.others.items()}
+        others = {name: other() for name, other in self.others.items() if beside}
         w, x, y, z = (self.theirs() for _ in range(4))
         if self.rank != 0:
             return
@@ -135,7 +141,7 @@ def measure(figure: Figure, channel: Channel, place: Place, quads: int) -> Resul
     """One figure, on both ranks; what rank 0 returns is filled."""
     names = (figure.reference, *figure.beside)
     references = {name: loop_named(name)(place) for name in names}
-    run = Alternation(place, channel, references, quads)
+    run = Alternation(place, channel, references, quads, figure.beside_every)
     run.result = Result(figure.name, figure.reference, figure.unit, figure.target)
     try:
         run.run()
