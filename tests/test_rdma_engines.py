@@ -20,17 +20,17 @@ def test_messages_arrive_as_they_were_sent(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_a_tail_costs_no_packet_of_its_own(op: str) -> None:
-    """A message that fills its packets is followed by ones without a tail, but for those (one in
-    256) whose last byte could be taken for none."""
+@pytest.mark.parametrize("nbytes", [2, 5, FILLS])
+def test_the_same_once_more_needs_no_tail(op: str, nbytes: int) -> None:
+    """But for those messages (one in 256) whose last byte could be taken for none."""
     count = 40
     with connected(BOTH, op, native={"spin": False}) as (one, two):
-        assert one.limits["mtu"] == FILLS
         before = one.sent_bytes
         together(
-            lambda: run(one, 0, (FILLS,), count=count), lambda: run(two, 1, (FILLS,), count=count)
+            lambda: run(one, 0, (nbytes,), count=count),
+            lambda: run(two, 1, (nbytes,), count=count),
         )
-        tails = (one.sent_bytes - before - count * FILLS) // frames.TAIL_NBYTES
+        tails = (one.sent_bytes - before - count * nbytes) // frames.TAIL_NBYTES
         assert 1 <= tails < count // 4
 
 

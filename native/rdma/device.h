@@ -281,8 +281,6 @@ int cb_rdma_modify(cb_rdma *r, uint32_t peer, struct ibv_qp_attr *attributes, in
     conn *c = other(r, peer);
     if (!c)
         return refuse(r, -EINVAL, "no queue pair for rank %u", peer);
-    if (mask & IBV_QP_PATH_MTU)
-        c->mtu = mtu_bytes(attributes->path_mtu);
     int code = ibv_modify_qp(c->qp, attributes, mask);
     if (code != 0)
         return refuse(r, -code, "%s: the queue pair to rank %u does not become %s: %s", r->o.device,

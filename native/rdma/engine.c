@@ -65,8 +65,7 @@ static int start(conn *c, uint64_t ticket, const cb_iov *request, const cb_iov *
         f->joined = coalesce(c->r, c->base + slot, request);
         f->request = &f->joined;
     }
-    enqueue(c, OUT_REQUEST, slot);
-    return flush(c);
+    return send_or_wait(c, OUT_REQUEST, slot);
 }
 
 static int post(void *self, int32_t peer, uint64_t ticket, const cb_iov *request,
@@ -157,8 +156,7 @@ static int answer(void *self, uint64_t ticket, const cb_iov *message)
     a->answer = r->pool.block > 0 ? coalesce(r, blocks + ticket, message) : *message;
     a->way = way_of_answer(c, message->nbytes);
     a->moved = 0;
-    enqueue(c, OUT_ANSWER, (uint32_t)ticket - c->base);
-    return flush(c);
+    return send_or_wait(c, OUT_ANSWER, (uint32_t)ticket - c->base);
 }
 
 static const char *last_error(void *self)

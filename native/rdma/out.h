@@ -64,22 +64,22 @@ static int pack(conn *c, struct ibv_send_wr *w, struct ibv_sge *sges, const cb_i
 
 static const cb_iov NOTHING = {NULL, 0, 0};
 
-/* Whether a tail would need a packet of its own, and what it says is known: see wire.h, BARE FRAMES. */
+/* Whether the receiver knows what the tail would say, and would see that there is none: see wire.h,
+ * BARE FRAMES. */
 static inline bool bare(const conn *c, const frame_tail *t, const cb_iov *payload)
 {
     const frame_tail *b = &c->said;
-    if (t->bytes == 0 || ((t->bytes - 1) & (c->mtu - 1)) + sizeof *t < c->mtu)
-        return false;
     if (t->nbytes != b->nbytes || t->slot != b->slot || t->kind != b->kind || t->bytes != b->bytes ||
-        t->consumed != b->consumed + 1 || t->more)
+        t->consumed != b->consumed + 1 || t->more || t->bytes == 0)
         return false;
     if (c->r->o.op != CB_RDMA_WRITE)
         return true;
     const struct iovec *last = &payload->iov[payload->n - 1];
-    uint32_t word;
-    if (last->iov_len < sizeof word)
+    uint32_t word = UNTOUCHED(t->seq), part = t->bytes < sizeof word ? t->bytes : sizeof word;
+    if (last->iov_len < part)
         return false;
-    memcpy(&word, (const char *)last->iov_base + last->iov_len - sizeof word, sizeof word);
+    memcpy((char *)&word + sizeof word - part, (const char *)last->iov_base + last->iov_len - part,
+           part);
     return word != t->seq && LAST_BYTE(word) != LAST_BYTE(UNTOUCHED(t->seq));
 }
 
@@ -254,7 +254,7 @@ static int send_fin(conn *c, uint32_t kind, uint32_t slot)
     return 0;
 }
 
-static int send_out(conn *c, enum out_kind kind, uint32_t slot)
+static inline int send_out(conn *c, enum out_kind kind, uint32_t slot)
 {
     if (!credit(c, FRAME_RESERVE))
         return -EAGAIN;
@@ -299,6 +299,16 @@ static int flush(conn *c)
 static inline void enqueue(conn *c, enum out_kind kind, uint32_t slot)
 {
     push(&c->queue, slot * OUT_KINDS + kind);
+}
+
+/* At once, unless something else waits for credits or this must. */
+static inline int send_or_wait(conn *c, enum out_kind kind, uint32_t slot)
+{
+    int rc = c->queue.count == 0 ? send_out(c, kind, slot) : -EAGAIN;
+    if (rc != -EAGAIN)
+        return rc < 0 ? rc : ring_bell(c->r);
+    enqueue(c, kind, slot);
+    return flush(c);
 }
 
 static int return_credits(conn *c)

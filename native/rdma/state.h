@@ -65,7 +65,6 @@ typedef struct conn {
     /* sending */
     frame_tail *tails;          /* by entry of their ring */
     frame_tail said;            /* of the last frame that was sent */
-    uint32_t mtu;               /* of the path, in bytes */
     char *stage;                /* by entry; made when first needed */
     struct ibv_mr *tails_mr, *stage_mr;
     uint32_t sent, credited;    /* frames; how many of them the peer has taken */

@@ -17,15 +17,15 @@
  *   write-imm    the same with immediate data (0), which takes one of the `depth` posted (empty)
  *                receive requests and gives a completion.
  *
- * BARE FRAMES. A payload that fills its packets would need one more for its tail alone. A frame that
- * says what the frame before it said (nbytes, slot, kind and bytes are the same, `consumed` is one more,
- * `more` is 0) may leave its tail out. Its receiver must be able to tell:
+ * BARE FRAMES. A frame with payload that says what the frame before it said (nbytes, slot, kind and
+ * bytes are the same, `consumed` is one more, `more` is 0) may leave its tail out, so that a ping-pong
+ * has no byte more on the wire than its messages. Its receiver must be able to tell:
  *   send, read   it comes with immediate data that is not 0.
  *   write-imm    its immediate data is not 0.
  *   write        a receiver sets the last four bytes of every entry to UNTOUCHED(number of the next
  *                frame there). It has a whole frame once the last byte differs from that; a bare one
- *                unless the four are `seq` then. So a payload may be sent bare if its last four bytes
- *                are not `seq` and its last byte is not that of UNTOUCHED(seq).
+ *                unless the four are `seq` then. So a payload may be sent bare if these four bytes
+ *                will not be `seq`, and its last one is not that of UNTOUCHED(seq).
  *
  * CREDITS. `consumed` of every frame says how many frames its sender has taken out of its own ring
  * (and posted again). No frame may be sent while sent - consumed >= depth; the last FRAME_RESERVE
