@@ -102,12 +102,17 @@ def argv(folder: Path, machine: Machine, ports: Sequence[int]) -> list[str]:
     words += [] if machine.kvm else ["--disable-kvm"]
     words += ["--overlay-rwdir=/tmp"]
     words += [f"--rwdir={each}" for each in _outermost([folder, Path.cwd(), *machine.writable])]
-    words += [f"--qemu-opt={word}" for word in (*_NO_EVENTFDS, *_host_files())]
+    words += [f"--qemu-opt={word}" for word in (*_NO_EVENTFDS, *_cpu(machine), *_host_files())]
     for name, write_end in zip(PORTS, ports, strict=True):
         words += [f"--qemu-opt={word}" for word in _port(name, write_end)]
     for option in _KERNEL:
         words += ["--kopt", option]
     return [*words, "--show-boot-console", "--script-sh", shlex.join(guest)]
+
+
+def _cpu(machine: Machine) -> tuple[str, ...]:
+    """An emulated ``rep movsb`` moves a byte at a time, and with ERMS every larger copy is one."""
+    return () if machine.kvm else ("-cpu", "max,erms=off,fsrm=off")
 
 
 def _host_files() -> tuple[str, ...]:

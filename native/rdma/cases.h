@@ -17,6 +17,7 @@ static int finish(void *self)
     if (!r->c)
         return 0;
     ring_bell(r);
+    r->again = NULL;            /* its memory will not be registered any more */
     for (uint32_t i = 0; i < r->nactive; i++)
         drain(r->active[i]);
     release_slots(&r->regions);

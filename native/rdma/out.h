@@ -66,21 +66,49 @@ static const cb_iov NOTHING = {NULL, 0, 0};
 
 /* Whether the receiver knows what the tail would say, and would see that there is none: see wire.h,
  * BARE FRAMES. */
-static inline bool bare(const conn *c, const frame_tail *t, const cb_iov *payload)
+static inline bool bare(const conn *c, uint32_t kind, uint32_t slot, uint64_t nbytes, uint32_t more,
+                        const cb_iov *payload)
 {
-    const frame_tail *b = &c->said;
-    if (t->nbytes != b->nbytes || t->slot != b->slot || t->kind != b->kind || t->bytes != b->bytes ||
-        t->consumed != b->consumed + 1 || t->more || t->bytes == 0)
+    const frame_tail *before = &c->said;
+    if (nbytes != before->nbytes || slot != before->slot || kind != before->kind || more ||
+        payload->nbytes != before->bytes || c->head != before->consumed + 1 || before->bytes == 0)
         return false;
     if (c->r->o.op != CB_RDMA_WRITE)
         return true;
     const struct iovec *last = &payload->iov[payload->n - 1];
-    uint32_t word = UNTOUCHED(t->seq), part = t->bytes < sizeof word ? t->bytes : sizeof word;
+    uint32_t seq = c->sent + 1, word = UNTOUCHED(seq);
+    uint32_t part = before->bytes < sizeof word ? before->bytes : sizeof word;
     if (last->iov_len < part)
         return false;
     memcpy((char *)&word + sizeof word - part, (const char *)last->iov_base + last->iov_len - part,
            part);
-    return word != t->seq && LAST_BYTE(word) != LAST_BYTE(UNTOUCHED(t->seq));
+    return word != seq && LAST_BYTE(word) != LAST_BYTE(UNTOUCHED(seq));
+}
+
+/* Where a frame of so many bytes goes, which ends where its entry ends. */
+static inline uint64_t place_of(const conn *c, uint32_t entry, uint64_t whole)
+{
+    return c->theirs.ring_address + (uint64_t)(entry + 1) * c->theirs.ring_stride - whole;
+}
+
+/* The last work request to this peer was a frame without a tail from the very same buffer: all but its
+ * place is as it was. */
+static inline bool repeats(const conn *c, const cb_iov *payload)
+{
+    return c->r->again == c && c->r->batched == 0 && payload->n == 1 &&
+           payload->iov[0].iov_base == c->r->again_from && c->wr - c->wr_done < c->r->o.tx_depth;
+}
+
+static inline int repeat(conn *c, uint32_t entry)
+{
+    struct ibv_send_wr *w = &c->r->wrs[0];
+    c->told = c->said.consumed = c->head;
+    c->said.seq = ++c->sent;
+    w->send_flags &= ~(unsigned)IBV_SEND_SIGNALED;
+    w->wr.rdma.remote_addr = place_of(c, entry, c->said.bytes);
+    c->r->batching = c;
+    commit(c, w, c->said.bytes, false);
+    return (w->send_flags & IBV_SEND_INLINE) != 0;
 }
 
 /* One frame; the caller has looked for credits. `listed`: its payload is no registered memory. Nothing
@@ -93,6 +121,9 @@ static inline int frame(conn *c, uint32_t kind, uint32_t slot, uint64_t nbytes, 
     uint32_t entry = c->sent & (c->theirs.ring_depth - 1);
     uint64_t whole = payload->nbytes + sizeof(frame_tail);
     bool fits = payload->n < r->max_sge, in_wr = fits && whole <= r->limits.max_inline;
+    bool without = bare(c, kind, slot, nbytes, more, payload);
+    if (without && repeats(c, payload))
+        return repeat(c, entry);
     int rc = make_room(c);
     if (rc < 0)
         return rc;
@@ -103,22 +134,25 @@ static inline int frame(conn *c, uint32_t kind, uint32_t slot, uint64_t nbytes, 
         rc = listed || !fits ? pack(c, w, sges, payload, payload->nbytes) : gather(r, w, sges, payload);
     if (rc < 0)
         return rc;
-    frame_tail *t = &c->tails[entry];
-    *t = (frame_tail){nbytes, slot, kind, (uint32_t)payload->nbytes, c->head, more, ++c->sent};
+    c->said = (frame_tail){nbytes, slot, kind, (uint32_t)payload->nbytes, c->head, more, ++c->sent};
     c->told = c->head;
-    bool without = bare(c, t, payload);
-    c->said = *t;
-    if (without)
+    if (without) {
         whole = payload->nbytes;
-    else
+    } else {
+        frame_tail *t = &c->tails[entry];
+        *t = c->said;
         sges[w->num_sge++] = (struct ibv_sge){(uintptr_t)t, sizeof *t, c->tails_mr->lkey};
+    }
     w->opcode = r->o.op == CB_RDMA_WRITE ? IBV_WR_RDMA_WRITE
               : r->o.op == CB_RDMA_WRITE_IMM ? IBV_WR_RDMA_WRITE_WITH_IMM
               : without ? IBV_WR_SEND_WITH_IMM : IBV_WR_SEND;
     w->imm_data = without;
-    w->wr.rdma.remote_addr = c->theirs.ring_address +
-                             (uint64_t)(entry + 1) * c->theirs.ring_stride - whole;
+    w->wr.rdma.remote_addr = place_of(c, entry, whole);
     w->wr.rdma.rkey = c->theirs.ring_rkey;
+    if (without && fits && !listed && payload->n == 1 && r->batched == 0) {
+        r->again = c;
+        r->again_from = payload->iov[0].iov_base;
+    }
     commit(c, w, whole, false);
     return in_wr || listed || !fits;
 }

@@ -115,6 +115,8 @@ struct rdma {
     pool pool;
     /* work requests that are being put together for one doorbell */
     conn *batching;
+    conn *again;                /* wrs[0] is the frame without a tail that went to it last */
+    const void *again_from;     /* its one buffer */
     uint32_t batched;
     struct ibv_send_wr wrs[BATCH_MAX];
     struct ibv_sge sges[BATCH_MAX][SGE_MAX];
