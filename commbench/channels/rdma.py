@@ -66,7 +66,7 @@ class RdmaChannel(RdmaLoops):
         "eager_max": Option("16K", "a longer message takes the rendezvous"),
         "inline": Option("220", "bytes inside a work request, or fewer if the device has fewer"),
         "tx_depth": Option("128", "work requests of a queue pair in flight"),
-        "rx_depth": Option("256", "frames that a peer may have sent ahead, a power of two"),
+        "rx_depth": Option("128", "frames that a peer may have sent ahead, a power of two"),
         "signal": Option("32", "every so many work requests one gives a completion"),
         "srq": Option(
             "off",

@@ -233,12 +233,11 @@ static int take_fin(conn *c, const frame_tail *t)
 
 static inline int take(conn *c, const frame_tail *t, const char *payload)
 {
-    switch (t->kind) {
-    case FRAME_REQUEST:
-    case FRAME_ONE_WAY:
-        return take_request(c, t, payload);
-    case FRAME_REPLY:
+    if (t->kind == FRAME_REPLY)         /* no jump through a table for what counts */
         return take_reply(c, t, payload);
+    if (t->kind == FRAME_REQUEST || t->kind == FRAME_ONE_WAY)
+        return take_request(c, t, payload);
+    switch (t->kind) {
     case FRAME_RTS_REQUEST:
     case FRAME_RTS_ONE_WAY:
         return take_rts_request(c, t, payload);
@@ -340,7 +339,7 @@ static inline int look(conn *c)
     }
     if (n == 0 && c->queue.count == 0)
         return 0;
-    int rc = flush(c);
+    int rc = c->queue.count > 0 || c->r->batched > 0 ? flush(c) : 0;
     if (rc == 0)
         rc = return_credits(c);
     return rc < 0 ? rc : n;

@@ -345,9 +345,9 @@ static inline int send_or_wait(conn *c, enum out_kind kind, uint32_t slot)
     return flush(c);
 }
 
-static int return_credits(conn *c)
+static inline int return_credits(conn *c)
 {
-    if (c->head - c->told < c->r->depth / 2 || !credit(c, 0))
+    if (__builtin_expect(c->head - c->told < c->r->depth / 2, 1) || !credit(c, 0))
         return 0;
     int rc = frame(c, FRAME_CREDIT, 0, 0, 0, &NOTHING, false);
     return rc < 0 ? rc : ring_bell(c->r);
