@@ -42,6 +42,10 @@ class MachineFailed(CommbenchError):
     """The Soft-RoCE machine did not come to the end of the command."""
 
 
+class ClusterFailed(CommbenchError):
+    """A local Kafka did not come up, or does not go down: says what it said last."""
+
+
 class TransferError(CommbenchError):
     """The transport failed, timed out or answered nonsense."""
 

@@ -17,18 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
-from commbench.errors import Interrupted, MachineFailed, UsageError
+from commbench.errors import MachineFailed, UsageError
 from commbench.harness.softroce.layout import ENDED
 from commbench.harness.softroce.virtme import Machine, argv, prepare
+from commbench.harness.stoppable import stoppable
 from commbench.harness.streams import unwritable
 
 _CONSOLE = "console.log"
-_STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(machine: Machine, command: Sequence[str], console: Path | None = None) -> int:
@@ -42,7 +41,7 @@ def run(machine: Machine, command: Sequence[str], console: Path | None = None) -
     log = console or folder / _CONSOLE
     try:
         prepare(folder, machine, command)
-        with _new(log) as file, _stoppable():
+        with _new(log) as file, stoppable("vm"):
             _boot(folder, file, machine)
         status = _status(folder)
     except MachineFailed as error:
@@ -132,24 +131,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Inside, a signal that asks this process to end is an exception, so that QEMU ends too."""
-    heard = [each for each in _STOPPERS if signal.getsignal(each) != signal.SIG_IGN]  # nohup
-    before = {number: signal.signal(number, _stop) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    for each in _STOPPERS:
-        signal.signal(each, signal.SIG_IGN)  # a second one must not keep QEMU from being killed
-    raise Interrupted(f"vm: stopped by {signal.Signals(number).name}")
 
 
 # ---------------------------------------------------------------------- after
