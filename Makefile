@@ -8,7 +8,7 @@
 SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/* native/grpc/* native/rdma/* native/verbs/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/* native/grpc/* native/rdma/* native/verbs/* native/kafka/*)
 LIBRARIES := $(VENV)/libraries
 # pyverbs comes from the distribution and is built for its Python
 RDMA_PYTHON ?= /usr/bin/python3
@@ -52,6 +52,7 @@ system-packages:
 	scripts/system-packages
 
 test: system-packages $(VENV)/dev.stamp
+	@$(BIN)/commbench kafka fetch > /dev/null || echo "# the tests of a real Kafka are skipped"
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	$(if $(PYTEST_ARGS),,scripts/rdma-ready $(BIN) $(RDMA_PYTHON) || exit 0; $(MAKE) test-rdma)
 

@@ -17,6 +17,7 @@ import click
 
 from commbench import __version__
 from commbench.errors import CommbenchError, UsageError
+from commbench.kafka_cli import kafka
 from commbench.vm import vm
 
 if TYPE_CHECKING:
@@ -445,6 +446,7 @@ def doctor() -> None:
 
 
 cli.add_command(vm)
+cli.add_command(kafka)
 
 
 def _open_streams() -> None:
