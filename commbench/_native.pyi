@@ -126,3 +126,68 @@ class GrpcMpiEngine:
 
     def counters(self) -> dict[str, int]:
         """Messages sent by tag, tensors that came, bytes of payload copied."""
+
+class KafkaOutcome:
+    """What a block did; error is 0 or an errno."""
+
+    @property
+    def error(self) -> int: ...
+
+    @property
+    def produced(self) -> int: ...
+
+    @property
+    def acked(self) -> int: ...
+
+    @property
+    def failed(self) -> int: ...
+
+    @property
+    def full(self) -> int: ...
+
+    @property
+    def code(self) -> int: ...
+
+    @property
+    def message(self) -> str: ...
+
+class KafkaProducer:
+    """
+    A producer over a librdkafka that is loaded; see native/kafka/producer.h. ValueError for a property that is wrong.
+    """
+
+    def __init__(self, file: str, settings: Sequence[tuple[str, str]], topic: str) -> None: ...
+
+    def run(self, *, count: int, records: int, nrecords: int, record_nbytes: int, stride: int, window: int, partitions: int, open: bool, duration_ns: int, timeout_ns: int, stop: int, intended: int, start: int, end: int, offset: int, partition: int) -> KafkaOutcome:
+        """
+        One block without the GIL. records and all from stop on are addresses; offset and partition may be 0.
+        """
+
+    @property
+    def trouble(self) -> str:
+        """What the library said last of its connections, or ""."""
+
+    @property
+    def version(self) -> str: ...
+
+    def close(self) -> None: ...
+
+class KafkaMock:
+    """librdkafka's mock cluster, in this process on loopback."""
+
+    def __init__(self, file: str, brokers: int) -> None: ...
+
+    @property
+    def bootstrap_servers(self) -> str: ...
+
+    def create_topic(self, topic: str, partitions: int, replicas: int) -> None: ...
+
+    def set_down(self, broker: int) -> None:
+        """Disconnects a broker (from 1; -1: all) and refuses connections."""
+
+    def set_up(self, broker: int) -> None: ...
+
+    def set_rtt(self, broker: int, rtt_ms: int) -> None:
+        """Its answers are late by so many ms."""
+
+    def close(self) -> None: ...

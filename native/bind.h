@@ -16,5 +16,6 @@ namespace nb = nanobind;
 void bind_tcp(nb::module_ &m);
 void bind_mpi(nb::module_ &m);
 void bind_grpc_mpi(nb::module_ &m);
+void bind_kafka(nb::module_ &m);
 
 #endif

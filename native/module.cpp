@@ -326,4 +326,5 @@ NB_MODULE(_native, m) {
     bind_tcp(m);
     bind_mpi(m);
     bind_grpc_mpi(m);
+    bind_kafka(m);
 }
