@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import click
 
-from benchmarks.ratios import harness, pairs, tools
+from benchmarks.ratios import harness, kafka, pairs, tools
 from benchmarks.ratios.figures import FIGURES, chosen
 from benchmarks.ratios.references import compile_all
 from benchmarks.ratios.result import HEADER
@@ -30,8 +30,9 @@ from commbench.harness.hardware import cpu_model
 from commbench.harness.sysfs import Tree
 
 GROUPS = ("mpi", "tcp", "grpc", "grpc-core", "ps", "harness")
-ON_DEVICES = ("rdma", "rdma-grpc")  # on demand: they need two ports of RDMA devices
-_PAIRS = {"tcp": pairs.of_tcp, "ps": pairs.of_ps}
+# on demand: they need two ports of RDMA devices, or Java and Kafka's jars
+ON_DEMAND = ("rdma", "rdma-grpc", "kafka")
+_PAIRS = {"tcp": pairs.of_tcp, "ps": pairs.of_ps, "kafka": kafka.of_kafka}
 Records = Iterator[dict[str, Any]]
 
 
@@ -50,7 +51,8 @@ class Parity:
             return
         print(HEADER, flush=True)
         prefix = "mpich: " if name == "mpi" else ""
-        yield from self.one_launch(name, "mpi" if name == "mpi" else "process", prefix)
+        if name in FIGURES:
+            yield from self.one_launch(name, "mpi" if name == "mpi" else "process", prefix)
         if name in _PAIRS:
             yield from self.pairs(_PAIRS[name])
 
@@ -92,7 +94,7 @@ class Parity:
 
 def about(cpus: tools.Cpus) -> dict[str, Any]:
     """Where, when and with what."""
-    packages = ("commbench", "mpi4py", "mpich", "grpcio", "numpy")
+    packages = ("commbench", "mpi4py", "mpich", "grpcio", "confluent-kafka", "numpy")
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_model(Tree()) or "unknown",
@@ -113,6 +115,7 @@ _PROGRAMS = {
     "grpc++": ("pkg-config", "--modversion", "grpc++"),
     "openmpi": ("mpirun.openmpi", "--version"),
     "perftest": ("ib_write_lat", "--version"),
+    "java": ("java", "--version"),
 }
 
 
@@ -140,7 +143,7 @@ def _cpus(text: str) -> tools.Cpus:
 
 
 @click.command()
-@click.argument("groups", nargs=-1, type=click.Choice(GROUPS + ON_DEVICES))
+@click.argument("groups", nargs=-1, type=click.Choice(GROUPS + ON_DEMAND))
 @click.option(
     "--pairs",
     "count",
@@ -173,7 +176,8 @@ def main(
 ) -> None:
     """Measure the groups; a row for each figure as it ends.
 
-    Without any named all but rdma and rdma-grpc, which need two ports of RDMA devices.
+    Without any named all but rdma and rdma-grpc, which need two ports of RDMA devices, and kafka,
+    which needs Java and boots a broker.
     """
     where = about(_cpus(cpus))
     _announce(where)

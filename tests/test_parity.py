@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.ratios import tools
+from benchmarks.ratios import kafka, tools
 from benchmarks.ratios.figures import FIGURES
 from benchmarks.ratios.pairs import pairs
 from benchmarks.ratios.references import c_compiler, compile_all, compile_library
 from benchmarks.ratios.result import HEADER, Result
 from benchmarks.ratios.statistics import Spread, Target, close_enough, quad_ratio, verdict
+from commbench.channels import kafka_admin
 from commbench.channels.grpc_core import GrpcCoreChannel
 from commbench.channels.mpi import MpiChannel
 from commbench.errors import CommbenchError
@@ -187,3 +189,11 @@ def test_iperf3_gives_a_rate() -> None:
 def test_a_reference_that_does_not_compile_says_why(tmp_path: Path) -> None:
     with pytest.raises(CommbenchError, match=r"cannot compile mpi_loops\.c"):
         compile_library("mpi_loops.c", c_compiler(), tmp_path)
+
+
+@needs_cc
+@pytest.mark.skipif(kafka_admin.missing() is not None, reason=str(kafka_admin.missing()))
+def test_both_kafka_producers_run(tmp_path: Path) -> None:
+    with contextlib.closing(kafka.Producers("", 100, 500, tmp_path)) as both:
+        assert both.ours() > 0 and both.reference() > 0
+        assert both.our_tail_ns(10_000) > 0
