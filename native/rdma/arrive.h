@@ -306,13 +306,26 @@ static inline void leave_frame(conn *c, bool is_bare)
     c->heard.seq -= is_bare;
 }
 
-/* Its entry is the peer's again. */
+/* Entries of frames that were taken are the peer's again. */
+static inline int free_entries(conn *c)
+{
+    int rc = 0;
+    for (; rc == 0 && c->freed != c->head; c->freed++)
+        rc = post_again(c, c->freed & (c->r->depth - 1));
+    return rc;
+}
+
+/* A receive request is posted again when there is nothing else to do, or when many wait: an answer
+ * should not wait for that. */
 static inline int release_frame(conn *c)
 {
-    if (c->r->o.op != CB_RDMA_WRITE)
-        return post_again(c, c->head & (c->r->depth - 1));
-    mark_untouched(c, c->head + 1 + c->r->depth);
-    return 0;
+    uint32_t depth = c->r->depth;
+    if (c->r->o.op == CB_RDMA_WRITE) {
+        mark_untouched(c, c->head + 1 + depth);
+        c->freed++;
+    }
+    c->head++;
+    return c->head - c->freed < depth / 4 ? 0 : free_entries(c);
 }
 
 /* Takes what came; how many frames. */
@@ -321,7 +334,7 @@ static inline int look(conn *c)
     enum presence there;
     int n = 0;
     for (; (there = next_frame(c)) != ABSENT; n++) {
-        const char *payload;
+        const char *payload = NULL;
         int rc = open_frame(c, there == BARE, &payload);
         if (rc < 0)
             return rc;
@@ -335,7 +348,6 @@ static inline int look(conn *c)
             rc = release_frame(c);
         if (rc < 0)
             return rc;
-        c->head++;
     }
     if (n == 0 && c->queue.count == 0)
         return 0;
@@ -343,4 +355,13 @@ static inline int look(conn *c)
     if (rc == 0)
         rc = return_credits(c);
     return rc < 0 ? rc : n;
+}
+
+/* What could wait until nothing came. */
+static inline int tidy(conn *c)
+{
+    if (c->freed == c->head)
+        return 0;
+    int rc = free_entries(c);
+    return rc == 0 ? return_credits(c) : rc;
 }

@@ -71,7 +71,7 @@ static inline bool bare(const conn *c, uint32_t kind, uint32_t slot, uint64_t nb
 {
     const frame_tail *before = &c->said;
     if (nbytes != before->nbytes || slot != before->slot || kind != before->kind || more ||
-        payload->nbytes != before->bytes || c->head != before->consumed + 1 || before->bytes == 0)
+        payload->nbytes != before->bytes || c->freed != before->consumed + 1 || before->bytes == 0)
         return false;
     if (c->r->o.op != CB_RDMA_WRITE)
         return true;
@@ -102,7 +102,7 @@ static inline bool repeats(const conn *c, const cb_iov *payload)
 static inline int repeat(conn *c, uint32_t entry)
 {
     struct ibv_send_wr *w = &c->r->wrs[0];
-    c->told = c->said.consumed = c->head;
+    c->told = c->said.consumed = c->freed;
     c->said.seq = ++c->sent;
     w->send_flags &= ~(unsigned)IBV_SEND_SIGNALED;
     w->wr.rdma.remote_addr = place_of(c, entry, c->said.bytes);
@@ -134,8 +134,8 @@ static inline int frame(conn *c, uint32_t kind, uint32_t slot, uint64_t nbytes, 
         rc = listed || !fits ? pack(c, w, sges, payload, payload->nbytes) : gather(r, w, sges, payload);
     if (rc < 0)
         return rc;
-    c->said = (frame_tail){nbytes, slot, kind, (uint32_t)payload->nbytes, c->head, more, ++c->sent};
-    c->told = c->head;
+    c->said = (frame_tail){nbytes, slot, kind, (uint32_t)payload->nbytes, c->freed, more, ++c->sent};
+    c->told = c->freed;
     if (without) {
         whole = payload->nbytes;
     } else {
@@ -347,7 +347,7 @@ static inline int send_or_wait(conn *c, enum out_kind kind, uint32_t slot)
 
 static inline int return_credits(conn *c)
 {
-    if (__builtin_expect(c->head - c->told < c->r->depth / 2, 1) || !credit(c, 0))
+    if (__builtin_expect(c->freed - c->told < c->r->depth / 2, 1) || !credit(c, 0))
         return 0;
     int rc = frame(c, FRAME_CREDIT, 0, 0, 0, &NOTHING, false);
     return rc < 0 ? rc : ring_bell(c->r);

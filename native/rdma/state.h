@@ -61,7 +61,8 @@ typedef struct conn {
     uint32_t *entry;            /* by frame: where it lies among all entries, if they are shared */
     uint32_t came, head;        /* frames that came (by completions), and were taken */
     frame_tail heard;           /* of the last frame that was taken */
-    uint32_t told;              /* how many were taken when we last said so */
+    uint32_t freed;             /* frames whose entries are the peer's again */
+    uint32_t told;              /* how many those were when we last said so */
     /* sending */
     frame_tail *tails;          /* by entry of their ring */
     frame_tail said;            /* of the last frame that was sent */

@@ -19,6 +19,9 @@ static inline int look_all(rdma *r)
             return rc;
         n += rc;
     }
+    for (uint32_t i = 0; n == 0 && i < r->nactive; i++)
+        if ((rc = tidy(r->active[i])) < 0)
+            return rc;
     if (r->nafters > 0 || r->looks++ % 64 == 0)
         rc = reap_sends(r);
     return rc < 0 ? rc : n;
