@@ -34,6 +34,20 @@ def test_the_same_once_more_needs_no_tail(op: str, nbytes: int) -> None:
         assert 1 <= tails < count // 4
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_a_window_needs_few_tails(op: str) -> None:
+    """Of eight messages the first and the last, which wants an answer, have one."""
+    nbytes, window, count = 300, 8, 10
+    with connected(BOTH, op, native={"spin": False}) as (one, two):
+        before = one.sent_bytes
+        together(
+            lambda: run(one, 0, (nbytes,), window, window, count=count),
+            lambda: run(two, 1, (nbytes,), window, window, count=count),
+        )
+        tails = (one.sent_bytes - before - count * window * nbytes) // frames.TAIL_NBYTES
+        assert 2 * count <= tails < 4 * count
+
+
 def test_with_what_only_ar_grpc_has() -> None:
     """Small buffers are joined, reads go in chunks, and the threshold is learnt."""
     native = {"spin": False, "chunk": 4096, "coalesce": 512, "adaptive": True}

@@ -53,10 +53,12 @@ def test_tail_is_as_the_header_page_lays_it_out() -> None:
     assert Tail.unpack_from(raw, 8) == (1 << 40, 7, 4, 24, 9, 1, 513)
 
 
-def test_a_bare_frame_says_the_same_and_one_more_consumed() -> None:
+def test_a_bare_frame_says_what_follows_from_the_one_before() -> None:
     top = (1 << 32) - 1
-    assert Tail(5, 7, 1, 5, 9, 0, 20).followed() == Tail(5, 7, 1, 5, 10, 0, 21)
-    assert Tail(5, 7, 1, 5, top, 0, top).followed() == Tail(5, 7, 1, 5, 0, 0, 0)
+    assert Tail(5, 7, 1, 5, 9, 0, 20).followed(9) == Tail(5, 8, 1, 5, 10, 0, 21)
+    assert Tail(5, 7, 3, 5, top, 0, top).followed(8) == Tail(5, 0, 3, 5, 0, 0, 0)
+    one_way = Tail(5, 0, frames.ONE_WAY, 5, 9, 0, 20)
+    assert one_way.followed(1) == one_way._replace(seq=21)
 
 
 @pytest.mark.parametrize("seq", [1, 513, 0xFE000000, (1 << 32) - 1, 0])

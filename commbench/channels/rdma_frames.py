@@ -42,10 +42,11 @@ class Tail(NamedTuple):
     more: int
     seq: int
 
-    def followed(self) -> Tail:
-        """What a bare frame says that comes behind this one."""
-        consumed, seq = (self.consumed + 1) & _MASK, (self.seq + 1) & _MASK
-        return self._replace(consumed=consumed, seq=seq)
+    def followed(self, window: int) -> Tail:
+        """What a bare frame says that comes behind this one. ``window``: slots of the case."""
+        consumed = (self.consumed + (self.kind != ONE_WAY)) & _MASK
+        slot = (self.slot + 1) % window
+        return self._replace(slot=slot, consumed=consumed, seq=(self.seq + 1) & _MASK)
 
     def pack_into(self, buffer: memoryview, at: int) -> None:
         _TAIL.pack_into(buffer, at, *self)

@@ -158,8 +158,11 @@ class Link:
         told = completion.wc_flags & self.device.enums.IBV_WC_WITH_IMM and completion.imm_data
         self._came.append(_Came(completion.byte_len, bool(told)))
 
-    def next_frame(self) -> tuple[Tail, memoryview] | None:
-        """The next frame and its payload, in the ring until ``took``; None: there is none."""
+    def next_frame(self, window: int) -> tuple[Tail, memoryview] | None:
+        """The next frame and its payload, in the ring until ``took``; None: there is none.
+
+        ``window``: slots of the case.
+        """
         start = self._start + self.credits.next_in * self._stride
         end, bare = start + self._stride, self._bare()
         if bare is None:
@@ -169,7 +172,7 @@ class Link:
         at = end if bare else end - frames.TAIL_NBYTES
         if at < start:
             raise self._out_of_step()
-        tail = self._heard.followed() if bare else Tail.unpack_from(self._memory.view, at)
+        tail = self._heard.followed(window) if bare else Tail.unpack_from(self._memory.view, at)
         if (
             tail.seq != self.credits.awaited
             or tail.payload > at - start

@@ -52,7 +52,7 @@ class Peer(Sending):
     def look(self) -> int:
         """Takes what came; how many frames."""
         taken = 0
-        while (frame := self.link.next_frame()) is not None:
+        while (frame := self.link.next_frame(self._case.window)) is not None:
             tail, payload = frame
             take = self._take.get(tail.kind)
             if take is None:

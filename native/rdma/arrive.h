@@ -276,10 +276,9 @@ static WIRE_SLOW int out_of_step(conn *c)
     return refuse(c->r, -EPROTO, "rank %d sent something that is no frame", (int)c->peer);
 }
 
-/* What the frame that is there says, in `heard`, and its payload. */
-static inline int open_frame(conn *c, bool is_bare, const char **payload)
+/* What the frame that is there says, and its payload. */
+static inline int open_frame(conn *c, bool is_bare, frame_tail *t, const char **payload)
 {
-    frame_tail *t = &c->heard;
     const rdma *r = c->r;
     bool sends = r->o.op == CB_RDMA_SEND || r->o.op == CB_RDMA_READ;
     uint32_t frame = c->head & (r->depth - 1), tail = is_bare ? 0 : sizeof *t;
@@ -288,7 +287,9 @@ static inline int open_frame(conn *c, bool is_bare, const char **payload)
     if (length < tail)
         return out_of_step(c);
     if (is_bare) {
-        t->consumed++;
+        *t = c->heard;
+        t->slot = next_slot(c, t->slot);
+        t->consumed = next_consumed(&c->heard);
         t->seq++;
     } else {
         memcpy(t, end - tail, sizeof *t);
@@ -297,13 +298,6 @@ static inline int open_frame(conn *c, bool is_bare, const char **payload)
         return out_of_step(c);
     *payload = end - tail - t->bytes;
     return 0;
-}
-
-/* It is opened once more, later. */
-static inline void leave_frame(conn *c, bool is_bare)
-{
-    c->heard.consumed -= is_bare;
-    c->heard.seq -= is_bare;
 }
 
 /* Entries of frames that were taken are the peer's again. */
@@ -334,16 +328,16 @@ static inline int look(conn *c)
     enum presence there;
     int n = 0;
     for (; (there = next_frame(c)) != ABSENT; n++) {
+        frame_tail t;
         const char *payload = NULL;
-        int rc = open_frame(c, there == BARE, &payload);
+        int rc = open_frame(c, there == BARE, &t, &payload);
         if (rc < 0)
             return rc;
-        c->credited = c->heard.consumed;
-        rc = take(c, &c->heard, payload);
-        if (rc == -EAGAIN) {
-            leave_frame(c, there == BARE);
+        c->credited = t.consumed;
+        rc = take(c, &t, payload);
+        if (rc == -EAGAIN)
             break;
-        }
+        c->heard = t;
         if (rc == 0)
             rc = release_frame(c);
         if (rc < 0)

@@ -70,8 +70,9 @@ static inline bool bare(const conn *c, uint32_t kind, uint32_t slot, uint64_t nb
                         const cb_iov *payload)
 {
     const frame_tail *before = &c->said;
-    if (nbytes != before->nbytes || slot != before->slot || kind != before->kind || more ||
-        payload->nbytes != before->bytes || c->freed != before->consumed + 1 || before->bytes == 0)
+    if (nbytes != before->nbytes || slot != next_slot(c, before->slot) || kind != before->kind ||
+        more || payload->nbytes != before->bytes || c->freed != next_consumed(before) ||
+        before->bytes == 0)
         return false;
     if (c->r->o.op != CB_RDMA_WRITE)
         return true;
@@ -103,6 +104,7 @@ static inline int repeat(conn *c, uint32_t entry)
 {
     struct ibv_send_wr *w = &c->r->wrs[0];
     c->told = c->said.consumed = c->freed;
+    c->said.slot = next_slot(c, c->said.slot);
     c->said.seq = ++c->sent;
     w->send_flags &= ~(unsigned)IBV_SEND_SIGNALED;
     w->wr.rdma.remote_addr = place_of(c, entry, c->said.bytes);

@@ -185,6 +185,17 @@ static arrival *arrival_at(conn *c, uint32_t slot)
     return &c->r->arrivals[c->base + slot];
 }
 
+/* What a frame says whose tail was left out: what follows from the one before it. */
+static inline uint32_t next_slot(const conn *c, uint32_t slot)
+{
+    return slot + 1 < c->r->c->window ? slot + 1 : 0;
+}
+
+static inline uint32_t next_consumed(const frame_tail *before)
+{
+    return before->consumed + (before->kind != FRAME_ONE_WAY);
+}
+
 /* What op=write watches. */
 static inline uint32_t *last_word(const conn *c, uint32_t entry)
 {

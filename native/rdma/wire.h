@@ -17,9 +17,10 @@
  *   write-imm    the same with immediate data (0), which takes one of the `depth` posted (empty)
  *                receive requests and gives a completion.
  *
- * BARE FRAMES. A frame with payload that says what the frame before it said (nbytes, slot, kind and
- * bytes are the same, `consumed` is one more, `more` is 0) may leave its tail out, so that a ping-pong
- * has no byte more on the wire than its messages. Its receiver must be able to tell:
+ * BARE FRAMES. A frame with payload may leave its tail out if it says what follows from the frame
+ * before it: kind, nbytes and bytes are the same, `slot` is the next one of the window, `consumed` is one
+ * more, or of FRAME_ONE_WAY the same, and `more` is 0. So ping-pongs and windows of messages have hardly
+ * a byte more on the wire than the messages. Its receiver must be able to tell:
  *   send, read   it comes with immediate data that is not 0.
  *   write-imm    its immediate data is not 0.
  *   write        a receiver sets the last four bytes of every entry to UNTOUCHED(number of the next
