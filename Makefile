@@ -8,7 +8,8 @@
 SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/* native/grpc/* native/rdma/* native/verbs/* native/kafka/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/* native/broker/* native/grpc/* native/kafka/* \
+	native/rdma/* native/verbs/*)
 LIBRARIES := $(VENV)/libraries
 # pyverbs comes from the distribution and is built for its Python
 RDMA_PYTHON ?= /usr/bin/python3

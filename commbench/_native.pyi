@@ -191,3 +191,125 @@ class KafkaMock:
         """Its answers are late by so many ms."""
 
     def close(self) -> None: ...
+
+class RecordBatch:
+    """
+    A Kafka record batch that grows in a buffer; see native/broker/batch.h.
+    """
+
+    def __init__(self, buffer: bytearray | memoryview) -> None: ...
+
+    def begin(self) -> None:
+        """Begin again, with no record."""
+
+    def add(self, timestamp: int, value: bytes | bytearray | memoryview) -> bool:
+        """Append a record; False when the batch is full."""
+
+    def seal(self, producer_id: int = -1, producer_epoch: int = -1, base_sequence: int = -1) -> int:
+        """Write header and CRC; the bytes of the batch, 0 when it has no record."""
+
+    @property
+    def records(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+def batch_info(batch: bytes | bytearray | memoryview) -> dict[str, int]:
+    """
+    The header of a batch whose CRC is right. OSError: ENODATA not whole, EBADMSG not a batch.
+    """
+
+def batch_records(batch: bytes | bytearray | memoryview) -> list[tuple[int, int, bytes | None]]:
+    """
+    (offset, timestamp, value) of each record. OSError as batch_info(); the CRC is not checked.
+    """
+
+def crc32c(data: bytes | bytearray | memoryview, crc: int = 0, table: bool = False) -> int:
+    """
+    CRC-32C, going on from `crc`; by tables even where the processor has an instruction.
+    """
+
+def crc32c_kind() -> str:
+    """What crc32c() runs on: sse4.2, armv8 or table."""
+
+class LogRecovery:
+    """What opening a log found and cut off."""
+
+    @property
+    def segments(self) -> int: ...
+
+    @property
+    def batches(self) -> int: ...
+
+    @property
+    def records(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def cut_nbytes(self) -> int: ...
+
+    @property
+    def lost_batches(self) -> int: ...
+
+    @property
+    def lost_records(self) -> int: ...
+
+    @property
+    def removed_segments(self) -> int: ...
+
+    @property
+    def reason(self) -> str: ...
+
+class Log:
+    """
+    The log of a partition; OSError when a call fails. See native/broker/log.h.
+    """
+
+    def __init__(self, directory: str, *, segment_bytes: int = 1073741824, max_batch_bytes: int = 1048588, flush_every: int = 0) -> None: ...
+
+    def append(self, batch: bytearray | memoryview) -> int:
+        """
+        Append one batch as its leader; its base offset, also set in the batch.
+        """
+
+    def append_replica(self, batches: bytes | bytearray | memoryview) -> int:
+        """Append what a leader's read() gave; the next offset."""
+
+    def flush(self) -> None:
+        """fdatasync what is not flushed."""
+
+    def read(self, buffer: bytearray | memoryview, offset: int, limit: int | None = None) -> tuple[int, int]:
+        """
+        Copy whole batches from `offset` on, below `limit`; (bytes, offset behind them).
+        """
+
+    def truncate(self, offset: int) -> int:
+        """Drop every batch with a record at or behind `offset`; the next offset."""
+
+    def close(self) -> None: ...
+
+    @property
+    def first_offset(self) -> int: ...
+
+    @property
+    def next_offset(self) -> int: ...
+
+    @property
+    def flushed_offset(self) -> int: ...
+
+    @property
+    def latest_timestamp(self) -> int: ...
+
+    @property
+    def high_watermark(self) -> int: ...
+
+    @high_watermark.setter
+    def high_watermark(self, arg: int, /) -> None: ...
+
+    @property
+    def recovery(self) -> LogRecovery: ...
+
+    @property
+    def counters(self) -> dict[str, int]: ...

@@ -17,5 +17,6 @@ void bind_tcp(nb::module_ &m);
 void bind_mpi(nb::module_ &m);
 void bind_grpc_mpi(nb::module_ &m);
 void bind_kafka(nb::module_ &m);
+void bind_log(nb::module_ &m);
 
 #endif

@@ -327,4 +327,5 @@ NB_MODULE(_native, m) {
     bind_mpi(m);
     bind_grpc_mpi(m);
     bind_kafka(m);
+    bind_log(m);
 }
