@@ -1,8 +1,8 @@
-"""What an append to a broker's log costs: ``python benchmarks/log_append.py [FOLDER]``.
+"""What an append to a broker's log costs: ``python benchmarks/log_append.py [FOLDER [MIB]]``.
 
 Batches of 16 KiB of records of 100 B go into a log in FOLDER (default: a temporary one), without
-flushing. Below it the CRC and memcpy over the same batch, and over 1 MiB where the call from Python
-no longer counts. Medians of several rounds; a round of appends is 64 MiB.
+flushing. Below it the CRC and memcpy over as many bytes, and over 1 MiB where the call from Python
+no longer counts. Medians of 7 rounds of MIB each (default: 64).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from commbench._native import Log, RecordBatch, crc32c, crc32c_kind
 
 BATCH_BYTES, RECORD_BYTES = 16 << 10, 100
-ROUND_BYTES, ROUNDS = 64 << 20, 7
+ROUNDS = 7
 
 
 def make_batch() -> tuple[bytearray, int]:
@@ -44,9 +44,8 @@ def median_s(call: Callable[[], object], calls: int) -> float:
     return statistics.median(rounds[1:])
 
 
-def append_s(folder: Path, batch: bytearray) -> float:
+def append_s(folder: Path, batch: bytearray, calls: int) -> float:
     """Seconds of an append to a new log, which is removed again or the page cache would fill."""
-    calls = ROUND_BYTES // len(batch)
     with tempfile.TemporaryDirectory(dir=folder, prefix="log-append-") as where:
         log = Log(where)
         began = time.monotonic()
@@ -57,18 +56,19 @@ def append_s(folder: Path, batch: bytearray) -> float:
     return seconds / calls
 
 
-def show_appends(folder: Path | None) -> None:
+def show_appends(folder: Path | None, round_nbytes: int) -> None:
     batch, records = make_batch()
+    calls = round_nbytes // len(batch)
     with tempfile.TemporaryDirectory() as temporary:
         where = folder or Path(temporary)
-        each = statistics.median([append_s(where, batch) for _ in range(ROUNDS + 1)][1:])
+        each = statistics.median([append_s(where, batch, calls) for _ in range(ROUNDS + 1)][1:])
     print(f"# batches of {len(batch)} bytes, {records} records of {RECORD_BYTES} B each")
     print(f"append a batch      {each * 1e6:12.2f} us")
     print(f"records             {records / each:12,.0f} /s")
     print(f"their values        {records * RECORD_BYTES / each / 1e6:12,.0f} MB/s")
 
 
-def show_passes(nbytes: int) -> None:
+def show_passes(nbytes: int, round_nbytes: int) -> None:
     """The CRC by the instruction and by tables, and memcpy, over the same memory."""
     source, target = bytearray(nbytes), bytearray(nbytes)
     to, from_ = ((ctypes.c_char * nbytes).from_buffer(each) for each in (target, source))
@@ -78,14 +78,16 @@ def show_passes(nbytes: int) -> None:
         "memcpy": lambda: ctypes.memmove(to, from_, nbytes),
     }
     for name, call in calls.items():
-        each = median_s(call, max(1, (16 << 20) // nbytes))
+        each = median_s(call, round_nbytes // nbytes)
         print(f"{name:<20}{nbytes:>10} bytes{nbytes / each / 1e9:10.2f} GB/s")
 
 
 def main() -> None:
-    show_appends(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    round_nbytes = (int(sys.argv[2]) if len(sys.argv) > 2 else 64) << 20
+    show_appends(folder, round_nbytes)
     for nbytes in (BATCH_BYTES, 1 << 20):
-        show_passes(nbytes)
+        show_passes(nbytes, round_nbytes)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import random
+import re
 import shutil
 import struct
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -458,6 +461,20 @@ def test_a_clock_that_goes_back(tmp_path: Path) -> None:
     assert (log.latest_timestamp, log.counters["clock_went_back"]) == (6000, 0)
     log.append(batch_of([b"value"], 5999))
     assert log.counters["clock_went_back"] == 1
+
+
+def test_what_an_append_costs_is_printed(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "benchmarks" / "log_append.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^records +[\d,]+ /s$", done.stdout, re.MULTILINE)
+    assert len(re.findall(r" GB/s$", done.stdout, re.MULTILINE)) == 6
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------------- replicas
