@@ -92,10 +92,10 @@ def test_pairs_are_interleaved_and_rows_say_what_was_found() -> None:
 
     result = pairs(Result("tcp 64", "tool", "ns", AT_MOST), ours, tool, 6)
     assert called[:9] == ["ours", "tool", "tool", "tool", "tool", "ours", "tool", "ours", "tool"]
-    result.beside["mpi4py"] = [1.4] * 6
+    result.beside["mpi4py"], result.ours_to["mpi4py"] = [1.4] * 6, [0.7] * 6
     row, beside = result.lines()
     assert row.split()[:9] == ["tcp", "64", "<=", "1.05", "1.020", "1.020", "..", "1.020", "1.000"]
-    assert "holds" in row and "20.400 us" in row and "1.400" in beside
+    assert "holds" in row and "20.400 us" in row and "1.400" in beside and "ours 0.700" in beside
     assert HEADER.index("verdict") == row.index("holds")
     record = result.record()
     assert (record["verdict"], record["ratio"]["median"]) == ("holds", pytest.approx(1.02))

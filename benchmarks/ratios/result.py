@@ -21,6 +21,7 @@ class Result:
     """``ratios``: ours to the reference's, ``against_itself``: the reference's to its own, one of
     each quad or pair; ``ours`` and ``reference``: medians of blocks in ``unit``.
 
+    ``beside``: other loops to the reference; ``ours_to``: ours to them, of the same quads.
     ``check``: the figure says whether a reference that we wrote counts, which may differ by so much
     from an independent tool; then "ours" is it, and the tool is the reference.
     """
@@ -35,6 +36,7 @@ class Result:
     ours: list[float] = field(default_factory=list)
     reference: list[float] = field(default_factory=list)
     beside: dict[str, list[float]] = field(default_factory=dict)
+    ours_to: dict[str, list[float]] = field(default_factory=dict)
     load: float = 0.0
 
     @property
@@ -66,7 +68,15 @@ class Result:
             f"{itself.median:>6.3f}  {self.verdict:<15} {_value(self.ours, self.unit):>12} "
             f"{_value(self.reference, self.unit):>12} {len(self.ratios):>4}  {self.load:.2f}"
         )
-        return [row, *(_beside(name, each) for name, each in self.beside.items())]
+        return [row, *(self._line(name) for name in self.beside)]
+
+    def _line(self, name: str) -> str:
+        """Of a loop that stands beside."""
+        theirs, ours = Spread.of(self.beside[name]), Spread.of(self.ours_to[name])
+        return (
+            f"#   beside: {name}: {theirs.median:.3f} ({_interval(theirs)}) of the reference; "
+            f"ours {ours.median:.3f} ({_interval(ours)}) of it"
+        )
 
     def record(self) -> dict[str, Any]:
         ratio, itself = Spread.of(self.ratios), Spread.of(self.against_itself)
@@ -78,11 +88,6 @@ def _interval(spread: Spread) -> str:
     if spread.low is None or spread.high is None:
         return "-"
     return f"{spread.low:.3f} .. {spread.high:.3f}"
-
-
-def _beside(name: str, ratios: Sequence[float]) -> str:
-    spread = Spread.of(ratios)
-    return f"#   beside: {name}: {spread.median:.3f} ({_interval(spread)}) of the reference"
 
 
 def _value(values: Sequence[float], unit: str) -> str:

@@ -135,6 +135,7 @@ class Alternation(CaseRun):
         self.result.reference += [a, d]
         for name, value in others.items():
             self.result.beside.setdefault(name, []).append(2 * value / (a + d))
+            self.result.ours_to.setdefault(name, []).append((b + c) / (2 * value))
 
 
 def measure(figure: Figure, channel: Channel, place: Place, quads: int) -> Result:
