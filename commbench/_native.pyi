@@ -1,6 +1,7 @@
 """The C loops and engines of commbench; see native/commbench_ops.h."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 ABI_VERSION: int = 1
@@ -313,3 +314,46 @@ class Log:
 
     @property
     def counters(self) -> dict[str, int]: ...
+
+BROKER_REQUEST: int = 16
+
+BROKER_ANSWER: int = 32
+
+BROKER_REASON: int = 200
+
+BATCH_HEADER: int = 61
+
+class Times:
+    """Times in ns, counted in the bins of commbench.histogram."""
+
+    def __init__(self) -> None: ...
+
+    def add(self, ns: int) -> None: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+class BrokerServer:
+    """A broker of one pass; keep it until the case is finished."""
+
+    def __init__(self, prepared: Prepared, logs: Sequence[Log | None], cluster: tuple[int, int, int, int, int], rank: int, design: int, channel_buffer: int, timeout_ns: int, fetch_wait_ns: int) -> None: ...
+
+    @property
+    def phase_address(self) -> int:
+        """Of an int32: 0 idle, 1 appending, 2 replicating, 3 answering."""
+
+    def serve(self) -> dict[str, Any]: ...
+
+class BrokerClient:
+    """A producer or consumer of one pass; keep it likewise."""
+
+    def __init__(self, prepared: object, cluster: tuple[int, int, int, int, int], rank: int, timeout_ns: int) -> None: ...
+
+    def produce(self, *, batches: int, acks: int, record_nbytes: int, batch_nbytes: int, linger_ns: int, max_in_flight: int, count: int, warmup: int, duration_ns: int, warmup_ns: int, schedule: int, seed: int, flags: int, latency: Times, delay: Times, response: Times, window: int, windows: Times, stamps: tuple[int, int, int], keep: int) -> dict[str, Any]: ...
+
+    def offsets(self, partitions: Sequence[int]) -> list[int]: ...
+
+    def consume(self, *, partitions: Sequence[int], offsets: Sequence[int], own: bool, record_nbytes: int, seed: int, verify: bool, stamped: bool, end_to_end: Times | None) -> dict[str, Any]: ...
+
+    def round_trips(self, count: int, times: Times) -> dict[str, Any]: ...
+
+    def end(self) -> dict[str, Any]: ...

@@ -57,6 +57,24 @@ _SETTINGS = (
     ("ps-mode", None, "MODE", "ps: echo, push-pull (a barrier in each step) or async.  [echo]"),
     ("per-tensor", None, "on|off", "ps: each buffer is a call.  [on for model: and trace:]"),
     ("straggler", None, "RANK:2x", "ps: a worker whose steps take so many times as long."),
+    ("brokers", None, "N", "broker: brokers, the first ranks.  [1]"),
+    ("producers", None, "N", "broker: producers, the ranks after them.  [1, or all others]"),
+    ("consumers", None, "N", "broker: consumers, the ranks after these.  [0]"),
+    ("partitions", None, "N", "broker: partitions of the topic.  [one for each broker]"),
+    ("replication", None, "N", "broker: replicas of a partition, at most brokers.  [1]"),
+    ("acks", None, "0|1|all", "broker: who has a record when it is acknowledged.  [1]"),
+    ("record-size", None, "SIZES", "broker: bytes of a record.  [100]"),
+    ("records", None, "N", "broker: records of each producer.  [100000]"),
+    ("rate", None, "R|max", "broker: records/s of all producers, by a schedule.  [max]"),
+    ("arrivals", None, "HOW", "broker: with --rate: constant or poisson.  [constant]"),
+    ("batch-size", None, "SIZE", "broker: most bytes of a batch.  [16K]"),
+    ("linger-ms", None, "MS", "broker: how long a batch waits for more records.  [0]"),
+    ("max-in-flight", None, "N", "broker: requests of a producer to a broker at once.  [5]"),
+    ("buffer-memory", None, "SIZE", "broker: batches that a producer holds.  [what is in flight]"),
+    ("records-in-flight", None, "LIST", "broker: single records instead of batches; tail model."),
+    ("flush", None, "WHEN", "broker: none, every-N or every-record (fdatasync).  [none]"),
+    ("design", None, "NAME", "broker: kafka or frieda.  [kafka]"),
+    ("log-dir", None, "DIR", "broker: keep the logs in DIR.  [temporary folders, removed]"),
     ("loop", None, "LOOP", "auto, native or python.  [auto]"),
     ("timeout", None, "TIME", "Longest wait without progress.  [60s]"),
     ("ib-dev", None, "NAMES", "RDMA: device, or several by local rank.  [active ones]"),
@@ -109,6 +127,12 @@ def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="[CHANNEL:]KEY=VALUE",
     help="Option of a channel; see 'commbench channels'.",
 )
+@click.option(
+    "--design-option",
+    multiple=True,
+    metavar="NAME=on|off",
+    help="broker: a part of the design; see docs/broker.md.",
+)
 @click.option("-c", "--validate", is_flag=True, help="Fill and verify every message.")
 @click.option("--shard", is_flag=True, help="ps: each server holds 1/P of the parameters.")
 @click.option("--rtt", is_flag=True, help="Latency is the whole round trip, not half of it.")
@@ -117,7 +141,7 @@ def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     "-n",
     "--ranks",
     type=int,
-    help="Local ranks, when no launcher gives them.  [2; ps: servers + workers]",
+    help="Local ranks, when no launcher gives them.  [2; ps, broker: as many as they need]",
 )
 @click.option(
     "--repeat", type=int, default=1, show_default=True, help="Launches of the whole plan."
@@ -164,8 +188,8 @@ def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 def run(what: tuple[str, ...], **flags: Any) -> None:
     """Run benchmarks, e.g. 'commbench run latency,bandwidth -C tcp,mpi -m 1:64K'.
 
-    Benchmarks: latency, bandwidth, bibw, message-rate, alltoall, ps. Without mpirun or srun it
-    starts its own local ranks.
+    Benchmarks: latency, bandwidth, bibw, message-rate, alltoall, ps, broker. Without mpirun or
+    srun it starts its own local ranks.
     """
     started_ns = flags["started_ns"] or time.monotonic_ns()
     _check_flags(flags)
@@ -186,11 +210,12 @@ def run(what: tuple[str, ...], **flags: Any) -> None:
     plan = _plan(what, flags)
     flags["ranks"] = flags["ranks"] or (world.size if world else plan.ranks())
     _check_most(flags, "ranks", MAX_RANKS)
-    if flags["save_samples"] and plan.has("ps"):
-        raise UsageError(
-            "--save-samples: keeps the stamps of rank 0, which is a server in ps and has none; "
-            "allowed without ps"
-        )
+    for name in ("ps", "broker"):
+        if flags["save_samples"] and plan.has(name):
+            raise UsageError(
+                f"--save-samples: keeps the stamps of rank 0, which serves in {name} and has none; "
+                f"allowed without {name}"
+            )
     if not flags["started_ns"] and (world is None or world.rank == 0):  # not by our own launcher
         for line in plan.left_out():
             _warn(f"-C all: left out: {line}")
@@ -234,6 +259,7 @@ def _plan(what: tuple[str, ...], flags: dict[str, Any]) -> Plan:
     given["benchmark"] = ",".join(names) or None
     given["channel"] = ",".join(flags["channel"]) or None
     given["option"] = "\n".join(flags["option"]) or None
+    given["design-option"] = "\n".join(flags["design_option"]) or None
     for switch in ("validate", "rtt", "shard"):
         given[switch] = "true" if flags[switch] else None
     order = "in-order" if flags["in_order"] else flags["shuffle"] or "blocks"

@@ -37,7 +37,7 @@ def _row(case: Case) -> dict[str, object]:
 
 
 def _options(case: Case) -> dict[str, object]:
-    """Those of a parameter server, then those of the channel."""
-    ps = {} if case.ps is None else case.ps.to_json()
+    """Those of a parameter server or a broker, then those of the channel."""
+    ps = {} if case.spec is None else case.spec.to_json()
     given = {key: value for key, value in ps.items() if value}
     return given | dict(sorted(case.options.items()))

@@ -19,7 +19,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from commbench.benchmarks import PS_MODES, PsSettings, parse_straggler
+from commbench.benchmarks import PS_MODES, BrokerSettings, PsSettings, parse_straggler
+from commbench.benchmarks.broker import ACKS, ARRIVALS, DESIGNS
+from commbench.benchmarks.broker_settings import (
+    parse_design_options,
+    parse_flush,
+    parse_linger,
+    parse_rate,
+    parse_windows,
+)
 from commbench.errors import UsageError
 from commbench.payloads.schemes import SchemeOptions, parse_categories, parse_ratio
 from commbench.plan import ORDERS, Plan, Settings
@@ -55,19 +63,26 @@ def _on_off(text: str, flag: str) -> bool:
     return text in ("on", "true")
 
 
-def _ps_mode(text: str, flag: str) -> str:
-    if text not in PS_MODES:
-        raise UsageError(f"{flag} {text}: allowed: {', '.join(PS_MODES)}")
-    return text
+def _one_of(*allowed: str) -> Callable[[str, str], str]:
+    def parse(text: str, flag: str) -> str:
+        if text not in allowed:
+            raise UsageError(f"{flag} {text}: allowed: {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def _count_or_none(text: str, flag: str) -> int:
+    return parse_count(text, flag, least=0)
+
+
+def _record_sizes(text: str, flag: str) -> tuple[int, ...]:
+    return parse_sizes(text, flag, least=1)
 
 
 def _straggler(text: str, flag: str) -> str:
     parse_straggler(text, flag)
     return text
-
-
-def _warmup(text: str, flag: str) -> int:
-    return parse_count(text, flag, least=0)
 
 
 def _seed(text: str, flag: str) -> int:
@@ -107,7 +122,7 @@ SETTINGS: Mapping[str, Setting] = {
     "skew-ratio": Setting("scheme.skew_ratio", parse_ratio, "--skew-ratio"),
     "seed": Setting("scheme.seed", _seed, "--seed"),
     "iterations": Setting("iterations", parse_count, "-i/--iterations"),
-    "warmup": Setting("warmup", _warmup, "-x/--warmup"),
+    "warmup": Setting("warmup", _count_or_none, "-x/--warmup"),
     "duration": Setting("duration_s", parse_duration, "-D/--duration"),
     "warmup-time": Setting("warmup_s", parse_duration, "--warmup-time"),
     "window": Setting("window", parse_count, "-W/--window"),
@@ -115,10 +130,29 @@ SETTINGS: Mapping[str, Setting] = {
     "rtt": Setting("rtt", _switch, "--rtt"),
     "ps": Setting("ps.servers", parse_count, "--ps"),
     "workers": Setting("ps.workers", parse_count, "--workers"),
-    "ps-mode": Setting("ps.mode", _ps_mode, "--ps-mode"),
+    "ps-mode": Setting("ps.mode", _one_of(*PS_MODES), "--ps-mode"),
     "shard": Setting("ps.shard", _switch, "--shard"),
     "per-tensor": Setting("ps.per_tensor", _on_off, "--per-tensor"),
     "straggler": Setting("ps.straggler", _straggler, "--straggler"),
+    "producers": Setting("broker.producers", parse_count, "--producers"),
+    "brokers": Setting("broker.brokers", parse_count, "--brokers"),
+    "consumers": Setting("broker.consumers", _count_or_none, "--consumers"),
+    "partitions": Setting("broker.partitions", parse_count, "--partitions"),
+    "replication": Setting("broker.replication", parse_count, "--replication"),
+    "acks": Setting("broker.acks", _one_of(*ACKS), "--acks"),
+    "record-size": Setting("broker.record_sizes", _record_sizes, "--record-size"),
+    "records": Setting("broker.records", parse_count, "--records"),
+    "rate": Setting("broker.rate", parse_rate, "--rate"),
+    "arrivals": Setting("broker.arrivals", _one_of(*ARRIVALS), "--arrivals"),
+    "batch-size": Setting("broker.batch_size", parse_size, "--batch-size"),
+    "linger-ms": Setting("broker.linger_ns", parse_linger, "--linger-ms"),
+    "max-in-flight": Setting("broker.max_in_flight", parse_count, "--max-in-flight"),
+    "buffer-memory": Setting("broker.buffer_memory", parse_size, "--buffer-memory"),
+    "records-in-flight": Setting("broker.windows", parse_windows, "--records-in-flight"),
+    "flush": Setting("broker.flush_every", parse_flush, "--flush"),
+    "design": Setting("broker.design", _one_of(*DESIGNS), "--design"),
+    "design-option": Setting("broker.design_options", parse_design_options, "--design-option"),
+    "log-dir": Setting("broker.log_dir", _text, "--log-dir"),
     "loop": Setting("loop", _text, "--loop"),
     "timeout": Setting("timeout_s", parse_duration, "--timeout"),
     "option": Setting("options", _options, "-o/--option"),
@@ -130,7 +164,7 @@ DEVICE_FLAGS = ("ib-dev", "ib-port", "gid-index", "mtu", "sl")
 
 def settings(given: Mapping[str, str]) -> Settings:
     """Settings from long flag names and their texts. Raises UsageError."""
-    values: dict[str, dict[str, Any]] = {"": {}, "scheme": {}, "ps": {}}
+    values: dict[str, dict[str, Any]] = {"": {}, "scheme": {}, "ps": {}, "broker": {}}
     for name, text in _with_device(given).items():
         setting = SETTINGS[name]
         group, _, field = setting.field.rpartition(".")
@@ -139,6 +173,7 @@ def settings(given: Mapping[str, str]) -> Settings:
         **values[""],
         scheme_options=SchemeOptions(**values["scheme"]),
         ps=PsSettings(**values["ps"]),
+        broker=BrokerSettings(**values["broker"]),
     )
     return _all(made) if made.channels == (ALL,) else made
 
@@ -169,8 +204,9 @@ def make_plan(
     plan = Plan(tuple(settings({**each, **given}) for each in sections), order, order_seed)
     for name in _with_device(given):
         setting = SETTINGS[name]
-        if setting.field.startswith("ps.") and not plan.has("ps"):
-            raise UsageError(f"{setting.flag} {given[name]}: goes with the benchmark ps")
+        group = setting.field.rpartition(".")[0]
+        if group in ("ps", "broker") and not plan.has(group):
+            raise UsageError(f"{setting.flag} {given[name]}: goes with the benchmark {group}")
     return plan
 
 

@@ -8,7 +8,15 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, Self
 
-from commbench.benchmarks import BENCHMARKS, Benchmark, PsSettings, PsSpec, benchmark
+from commbench.benchmarks import (
+    BENCHMARKS,
+    Benchmark,
+    BrokerSettings,
+    BrokerSpec,
+    PsSettings,
+    PsSpec,
+    benchmark,
+)
 from commbench.errors import UsageError
 from commbench.payloads.schemes import SchemeOptions, contiguous, make_spec
 from commbench.payloads.spec import PayloadSpec
@@ -21,6 +29,7 @@ MODES = ("non-serialized", "serialized")
 LOOPS = ("auto", "native", "python")
 ORDERS = ("blocks", "in-order", "all")
 DEFAULT_SIZES = "1:4M"
+_PLAIN = ("contiguous",)
 
 Load = Callable[[str], "type[Channel]"]
 
@@ -46,10 +55,17 @@ class Case:
     timeout_s: float = 60.0
     order: int = 0
     ps: PsSpec | None = None  # of the benchmark ps
+    broker: BrokerSpec | None = None  # of the benchmark broker
+    log_dir: str = ""  # where its brokers keep their logs; "": in a temporary folder each
 
     @property
     def nbytes(self) -> int:
         return self.payload.nbytes
+
+    @property
+    def spec(self) -> PsSpec | BrokerSpec | None:
+        """Who is what, where the benchmark has a spec of its own."""
+        return self.ps or self.broker
 
     def key(self) -> dict[str, Any]:
         """The ``case`` object of the results file."""
@@ -60,6 +76,7 @@ class Case:
             "payload": payload,
             "options": dict(self.options),
             **({} if self.ps is None else {"ps": self.ps.to_json()}),
+            **({} if self.broker is None else {"broker": self.broker.to_json()}),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +87,8 @@ class Case:
         payload = record["payload"]
         spec = PayloadSpec(payload["scheme"], tuple(payload["sizes"]), payload["seed"])
         ps = record["ps"] and PsSpec.from_json(record["ps"])
-        return cls(**{**record, "payload": spec, "ps": ps})
+        broker = record["broker"] and BrokerSpec.from_json(record["broker"])
+        return cls(**{**record, "payload": spec, "ps": ps, "broker": broker})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +117,7 @@ class Settings:
     options: tuple[tuple[str | None, str, str], ...] = ()
     left_out: tuple[str, ...] = ()  # what -C all could not take, and why
     ps: PsSettings = field(default_factory=PsSettings)
+    broker: BrokerSettings = field(default_factory=BrokerSettings)
 
     def __post_init__(self) -> None:
         for name in self.benchmarks:
@@ -109,17 +128,35 @@ class Settings:
             raise UsageError(
                 f"-m: sizes go with --scheme contiguous; given: --scheme {','.join(self.schemes)}"
             )
+        if self.benchmarks == ("broker",) and (self.sizes is not None or self.schemes != _PLAIN):
+            raise UsageError("-m/--message-size, --scheme: the broker has records: --record-size")
+        if self.window is not None and self.benchmarks == ("broker",):
+            raise UsageError(f"-W/--window {self.window}: the broker has --max-in-flight")
+        if self.broker.records is not None and (self.iterations or self.duration_s):
+            raise UsageError(
+                f"--records {self.broker.records}: allowed without -i/--iterations and "
+                f"-D/--duration"
+            )
         if self.warmup_s and not self.duration_s:
             raise UsageError("--warmup-time: goes with -D/--duration; use -x/--warmup with counts")
         if self.duration_s and (self.iterations or self.warmup is not None):
             raise UsageError("-D/--duration: allowed without -i/--iterations and -x/--warmup")
 
-    def payloads(self) -> Iterator[tuple[str, list[PayloadSpec]]]:
-        """Each scheme with its messages, in ascending order of size."""
+    @property
+    def local_ranks(self) -> int:
+        """How many it needs on one host, where nobody says how many."""
+        ps = self.ps.ranks if "ps" in self.benchmarks else 2
+        return max(ps, self.broker.ranks if "broker" in self.benchmarks else 2)
+
+    def payloads(self, name: str = "") -> Iterator[tuple[str, list[PayloadSpec]]]:
+        """Each scheme with its messages, in ascending order of size; of the broker its records."""
+        seed = self.scheme_options.seed
+        if name == "broker":
+            yield "contiguous", [contiguous(each, seed) for each in self.broker.record_sizes]
+            return
         for scheme in self.schemes:
             if scheme == "contiguous":
                 sizes = self.sizes or parse_sizes(DEFAULT_SIZES)
-                seed = self.scheme_options.seed
                 yield scheme, [contiguous(nbytes, seed) for nbytes in sorted(set(sizes))]
             else:
                 yield scheme, [make_spec(scheme, self.scheme_options)]
@@ -135,18 +172,20 @@ class Settings:
             kinds[name].check_mode(mode)
             kinds[name].check_loop(self.loop)
             check_ranks(kinds[name], ranks)
-            for _, specs in self.payloads():
-                for spec in specs:
-                    kinds[name].check_payload(spec.sizes, mode == "serialized")
+            for each in self.benchmarks:
+                for _, specs in self.payloads(each):
+                    for spec in specs:
+                        kinds[name].check_payload(spec.sizes, mode == "serialized")
         who = {name: (ranks, self._ps(kind, ranks)) for name, kind in kinds.items()}
+        brokers = {name: self._brokers(kind, ranks) for name, kind in kinds.items()}
         return [
             [
-                self._case(benchmark(kind), name, mode, spec, who[name], options[name])
+                self._case(benchmark(kind), name, mode, spec, who[name], options[name], broker)
                 for spec in specs
+                for broker in (brokers[name] if kind == "broker" else (None,))
             ]
-            for name, kind, (_, specs), mode in product(
-                self.channels, self.benchmarks, self.payloads(), self.modes
-            )
+            for name, kind in product(self.channels, self.benchmarks)
+            for (_, specs), mode in product(self.payloads(kind), self.modes)
         ]
 
     def _case(
@@ -157,15 +196,18 @@ class Settings:
         spec: PayloadSpec,
         who: tuple[int, PsSpec | None],
         options: Mapping[str, str],
+        broker: BrokerSpec | None = None,
     ) -> Case:
         iterations, warmup = kind.counts(spec.nbytes)
+        if broker is not None:
+            iterations = self.broker.records or iterations
         return Case(
             benchmark=kind.name,
             channel=channel,
             mode=mode,
             payload=spec,
             ranks=who[0],
-            window=(self.window or kind.window) if kind.windowed else kind.window,
+            window=broker.in_flight if broker else self._window(kind),
             options=options,
             iterations=self.iterations or iterations,
             warmup=warmup if self.warmup is None else self.warmup,
@@ -175,12 +217,21 @@ class Settings:
             loop=self.loop,
             rtt=self.rtt,
             timeout_s=self.timeout_s,
-            ps=self._steps(who[1], spec) if kind.roles is None else None,
+            ps=self._steps(who[1], spec) if kind.name == "ps" else None,
+            broker=broker,
+            log_dir=self.broker.log_dir if broker else "",
         )
 
+    def _window(self, kind: Benchmark) -> int:
+        return (self.window or kind.window) if kind.windowed else kind.window
+
+    def _brokers(self, kind: type[Channel], ranks: int) -> Sequence[BrokerSpec]:
+        if "broker" not in self.benchmarks:
+            return ()
+        return self.broker.specs(ranks, kind.ranks_inside)
+
     def _ps(self, kind: type[Channel], ranks: int) -> PsSpec | None:
-        asked = any(benchmark(name).roles is None for name in self.benchmarks)
-        return self.ps.spec(ranks, kind.ranks_inside) if asked else None
+        return self.ps.spec(ranks, kind.ranks_inside) if "ps" in self.benchmarks else None
 
     def _steps(self, ps: PsSpec | None, payload: PayloadSpec) -> PsSpec | None:
         return ps and ps.with_payload(payload, self.ps.per_tensor)
@@ -236,7 +287,7 @@ class Plan:
 
     def ranks(self) -> int:
         """How many local ranks it needs, where nobody says how many."""
-        return max(each.ps.ranks if "ps" in each.benchmarks else 2 for each in self.sections)
+        return max(each.local_ranks for each in self.sections)
 
     def left_out(self) -> list[str]:
         """What ``-C all`` could not take, and why, each once."""

@@ -202,8 +202,10 @@ class Session:
 
     def lead(self, plan: Plan, blocks: Sequence[Sequence[Case]], header: Mapping[str, Any]) -> None:
         """Rank 0: write the file and show the rows while all ranks measure."""
+        from commbench.reports.kafka import closing_line
         from commbench.reports.side_by_side import side_by_side
         from commbench.reports.tables import StreamTable
+        from commbench.reports.tail import tail_lines
 
         for line in dict.fromkeys(line for host in header["hosts"] for line in host["warnings"]):
             self.warn(line)
@@ -217,6 +219,8 @@ class Session:
             if (heading := table.header_for(record)) is not None:
                 self.show(heading)
             self.show(table.row(record))
+            if (closing := closing_line(record)) is not None:
+                self.show(f"# {closing}")
             shown.append(record)
             for line in record["warnings"]:
                 self.warn(line)
@@ -225,7 +229,7 @@ class Session:
         try:
             runner = self.runner(sink=writer, show=row)
             runner.run(blocks)
-            for line in side_by_side(shown):
+            for line in [*side_by_side(shown), *tail_lines(shown)]:
                 self.show(line)
             if (footer := table.footer()) is not None:
                 self.show(footer)
@@ -282,7 +286,7 @@ def resting(blocks: Sequence[Sequence[Case]]) -> list[str]:
     lines = {}
     for case in (block[0] for block in blocks):
         role = benchmark(case.benchmark).role
-        idle = [rank for rank in range(case.ranks) if not role(rank, case.ranks, case.ps).peers]
+        idle = [rank for rank in range(case.ranks) if not role(rank, case.ranks, case.spec).peers]
         if idle:
             lines[case.benchmark] = f"{case.benchmark}: {_resting(idle, case.ranks)} no part"
     return list(lines.values())

@@ -60,15 +60,15 @@ class NativeLoop:
                 exchange.reply_every,
                 exchange.asks,
                 exchange.serves,
-                _slots(exchange.request),
-                _slots(exchange.reply),
-                _slots(exchange.incoming),
+                native_slots(exchange.request),
+                native_slots(exchange.reply),
+                native_slots(exchange.incoming),
                 exchange.answer_nbytes,
                 exchange.stop,
                 exchange.calls,
             )
         except OSError as error:
-            raise _error(error.errno or 0, f"channel {channel.name}: {error.strerror}") from error
+            raise failure(error.errno or 0, f"channel {channel.name}: {error.strerror}") from error
 
     def run(self, block: Block, stamps: Stamps) -> Outcome:
         outcome = _native.run_loop(
@@ -98,7 +98,7 @@ class NativeLoop:
         if outcome.error:
             named = outcome.peer < 0 or f"rank {outcome.peer} " in outcome.message
             peer = "" if named else f" (peer: rank {outcome.peer})"
-            raise _error(outcome.error, f"channel {self._channel.name}: {outcome.message}{peer}")
+            raise failure(outcome.error, f"channel {self._channel.name}: {outcome.message}{peer}")
         return Outcome(
             outcome.done, outcome.served, outcome.messages, outcome.validated, outcome.elements
         )
@@ -110,12 +110,13 @@ class NativeLoop:
         try:
             self._prepared.finish()
         except OSError as error:
-            raise _error(
+            raise failure(
                 error.errno or 0, f"channel {self._channel.name}: {error.strerror}"
             ) from error
 
 
-def _slots(messages: Sequence[Message]) -> _native.Slots:
+def native_slots(messages: Sequence[Message]) -> _native.Slots:
+    """Messages as C sees them; they are kept alive."""
     return _native.Slots([message.addresses for message in messages], tuple(messages))
 
 
@@ -128,7 +129,8 @@ _ERRORS: dict[int, type[CommbenchError]] = {
 }
 
 
-def _error(code: int, message: str) -> CommbenchError:
+def failure(code: int, message: str) -> CommbenchError:
+    """The exception of an errno that native code gave."""
     return _ERRORS.get(code, TransferError)(message)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commbench import _native
-from commbench.benchmarks import Benchmark, PsSpec, Role, benchmark
+from commbench.benchmarks import Benchmark, BrokerSpec, PsSpec, Role, benchmark
 from commbench.channels.base import Capability, Channel, Exchange
 from commbench.errors import UsageError
 from commbench.harness.loops import Block, Loop, NativeLoop, Outcome, PythonLoop, Stamps
@@ -69,6 +69,7 @@ class Share:
     issued_nbytes: int = 0
     elements: int = 0  # float32 that this server added in the steps that count
     copied: int = 0  # payload bytes that its channel copied for them
+    broker: dict[str, Any] = field(default_factory=dict)  # of the benchmark broker, by role
 
 
 class CaseRun:
@@ -356,6 +357,8 @@ def elapsed_ns(start: Int64Array, end: Int64Array) -> int:
 def memory_nbytes(case: Case) -> int:
     """What the buffers of all ranks take at least: a request, a reply and what arrives, of each
     slot."""
+    if case.broker is not None:
+        return case.broker.memory_nbytes(case.nbytes)
     if case.ps is not None and case.ps.differs:
         return step_memory_nbytes(case.ps, case.payload.sizes)
     page = mmap.PAGESIZE
@@ -367,7 +370,7 @@ def memory_nbytes(case: Case) -> int:
 
 
 @lru_cache(maxsize=8)
-def pairs_of(kind: Benchmark, ranks: int, ps: PsSpec | None) -> tuple[int, int]:
+def pairs_of(kind: Benchmark, ranks: int, ps: PsSpec | BrokerSpec | None) -> tuple[int, int]:
     """How many requests may be sent, and served, by all ranks at once with a window of 1."""
     roles = [kind.role(rank, ranks, ps) for rank in range(ranks)]
     return sum(len(role.targets) for role in roles), sum(len(role.sources) for role in roles)
@@ -377,7 +380,7 @@ def role_of(case: Case, channel: Channel | type[Channel], rank: int) -> Role:
     """A rank's part; over a channel that stays inside a rank, rank 0 asks itself."""
     if channel.ranks_inside:
         return Role((0,), (0,)) if rank == 0 else Role()
-    return benchmark(case.benchmark).role(rank, case.ranks, case.ps)
+    return benchmark(case.benchmark).role(rank, case.ranks, case.spec)
 
 
 def uses_native(case: Case, channel: Channel) -> bool:

@@ -15,6 +15,8 @@ from commbench.channels.base import Capability, Channel
 from commbench.channels.loopback import LoopbackChannel
 from commbench.errors import ChannelUnavailable
 from commbench.harness.binding import data_masks
+from commbench.harness.broker import BrokerRun
+from commbench.harness.broker_record import MOST_PERCENTILES, broker_fields
 from commbench.harness.hardware import peak_rss_bytes
 from commbench.harness.loops import Stamps
 from commbench.harness.measure import CaseRun, Share
@@ -102,7 +104,11 @@ class Runner:
 
     def run_case(self, case: Case, channel: Channel, about: dict[str, Any]) -> None:
         save = self._save if self.save_samples else None
-        run = CaseRun(case, channel, self.rendezvous, self.world.rank, self.stamps, save)
+        run: CaseRun | BrokerRun
+        if case.broker is not None:
+            run = BrokerRun(case, channel, self.rendezvous, self.world.rank)
+        else:
+            run = CaseRun(case, channel, self.rendezvous, self.world.rank, self.stamps, save)
         share = run.run()
         if "affinity" not in about:  # once a block, when all threads have started
             about.update(
@@ -120,14 +126,16 @@ class Runner:
         self.cases += 1
         self.last_row_ns = _native.now_ns()
 
-    def record(self, case: Case, channel: Channel, run: CaseRun, shares: Sequence[Any]) -> Record:
+    def record(
+        self, case: Case, channel: Channel, run: CaseRun | BrokerRun, shares: Sequence[Any]
+    ) -> Record:
         """The case's line in the results file, from the shares of all ranks."""
         measured = combine(case, shares)
         kind = benchmark(case.benchmark)
         record = make_case_record(
             case.key(),
             measured,
-            percentiles=self.percentiles,
+            percentiles=(*self.percentiles, *(MOST_PERCENTILES if case.broker else ())),
             loop="native" if run.native else "python",
             estimator=kind.estimator(case.rtt),
             delivery=delivery(case, channel),
@@ -148,7 +156,9 @@ class Runner:
             record["rpc"] = throughput(shares)
             if case.ps.mode != "echo":
                 record["work"] = work(case.ps, shares)
-        record["warnings"] = warnings(record)
+        if case.broker is not None:
+            record |= broker_fields(case.broker, record, shares, self.percentiles)
+        record["warnings"] = [*record["warnings"], *warnings(record)]
         return record
 
     def _save(self, start: Int64Array, end: Int64Array) -> None:

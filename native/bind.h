@@ -18,5 +18,6 @@ void bind_mpi(nb::module_ &m);
 void bind_grpc_mpi(nb::module_ &m);
 void bind_kafka(nb::module_ &m);
 void bind_log(nb::module_ &m);
+void bind_broker(nb::module_ &m);
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * The loops: the only native code that reads the clock, here and in pipeline.c.
+ * The loops: the only native code that reads the clock, here, in pipeline.c and in the loops of broker/.
  *
  * Three of them are written out for the shapes whose cost must equal a hand-written C loop:
  * ping-pong and one-way windows here, serve in serving.c. pipeline.c does everything else.

@@ -12,9 +12,11 @@ from typing import Any
 from tabulate import tabulate
 
 from commbench.record import PERCENTILES, Record, percentile_name
+from commbench.reports.kafka import closing_line
 from commbench.reports.side_by_side import side_by_side
 from commbench.reports.stats import percentile_ns
 from commbench.reports.tables import StreamTable, block_of, meaning, title, where
+from commbench.reports.tail import tail_lines
 from commbench.results import ResultFile
 from commbench.units import format_size
 
@@ -28,7 +30,8 @@ def table(files: Sequence[ResultFile], percentiles: Sequence[float]) -> str:
         stream = StreamTable(file.run, percentiles)
         for record in file.cases:
             lines += [line for line in (stream.header_for(record), stream.row(record)) if line]
-        lines += side_by_side(file.cases)
+            lines += [f"# {line}" for line in (closing_line(record),) if line]
+        lines += [*side_by_side(file.cases), *tail_lines(file.cases)]
         remarks = (stream.footer(), *(f"# {remark}" for remark in _remarks(file)))
         lines += [line for line in remarks if line]
     return "\n".join(lines) + "\n"

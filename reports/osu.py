@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from commbench.errors import UsageError
 from commbench.record import Record
 from commbench.reports.stats import (
+    is_broker,
     is_exchange,
     is_rate,
     messages_per_s,
@@ -36,10 +37,11 @@ _SIZE_WIDTH, _WIDTH = 10, 18
 def osu(files: Sequence[ResultFile], percentiles: Sequence[float]) -> str:
     """Percentile columns only for those in ``percentiles``, as OSU prints none without ``-z``.
 
-    Raises UsageError for ps and alltoall: OSU has no such benchmark, and its osu_alltoall is the
-    collective operation.
+    Raises UsageError for ps, alltoall and broker: OSU has no such benchmark, and its osu_alltoall
+    is the collective operation.
     """
-    for record in (record for file in files for record in file.cases if is_exchange(record)):
+    others = (r for file in files for r in file.cases if is_exchange(r) or is_broker(r))
+    for record in others:
         raise UsageError(
             f"--format osu: {record['case']['benchmark']} has no counterpart among OSU's "
             f"benchmarks; allowed for it: table, csv, json, markdown"

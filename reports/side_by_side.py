@@ -16,7 +16,7 @@ from commbench.reports.stats import (
     messages_per_s,
     percentile_ns,
 )
-from commbench.reports.tables import digits, iovec, is_contiguous, ps_words, whole
+from commbench.reports.tables import broker_words, digits, iovec, is_contiguous, ps_words, whole
 from commbench.units import format_size
 
 
@@ -32,7 +32,9 @@ def side_by_side(records: Sequence[Record]) -> list[str]:
 
 def _panel(record: Record) -> str:
     case = record["case"]
-    return ", ".join([panel_title(record), f"{case['ranks']} ranks", *ps_words(case)])
+    return ", ".join(
+        [panel_title(record), f"{case['ranks']} ranks", *ps_words(case), *broker_words(case)]
+    )
 
 
 def _table(records: Sequence[Record]) -> list[str]:

@@ -52,6 +52,11 @@ def is_exchange(record: Record) -> bool:
     return bool(record["case"]["benchmark"] in ("ps", "alltoall"))
 
 
+def is_broker(record: Record) -> bool:
+    """Whether its samples are records that a broker acknowledged."""
+    return bool(record["estimator"] == "record")
+
+
 def calls_per_s(record: Record) -> float | None:
     """Calls per second of all: of ps while every worker was issuing, else over the whole time."""
     rate: float | None = record["rpc"]["per_s"] if "rpc" in record else record["ops_per_s"]
@@ -72,6 +77,9 @@ def median_halfwidth_ns(record: Record) -> float | None:
     return float(max(median - interval[0], interval[1] - median))
 
 
+_OF_ONE_LAUNCH = ("delay_ns", "response_ns", "broker")  # without a histogram to be merged
+
+
 def merge_launches(records: Iterable[Record]) -> list[Record]:
     """One record for all launches of the same case, in the order of their first.
 
@@ -88,8 +96,9 @@ def _merged(group: list[Record]) -> Record:
     for record in group:
         histogram.merge(Histogram.from_json(record["histogram"]))
     totals = {name: _total(group, name) for name in ("n", "messages", "elapsed_ns", "nbytes_total")}
+    first = {name: value for name, value in group[0].items() if name not in _OF_ONE_LAUNCH}
     return {
-        **group[0],
+        **first,
         **totals,
         "histogram": histogram.to_json(),
         "latency_ns": latency_ns(histogram),

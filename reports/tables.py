@@ -13,6 +13,7 @@ from commbench.record import PERCENTILES, Record, percentile_name
 from commbench.reports.stats import (
     called_bytes_per_s,
     calls_per_s,
+    is_broker,
     is_exchange,
     is_rate,
     median_halfwidth_ns,
@@ -25,6 +26,7 @@ SAMPLE = {
     "rtt/2": "a sample is half a round trip",
     "rtt": "a sample is a round trip",
     "window": "a sample is a window of {window} messages",
+    "record": "a sample is a record, from the call of produce to its acknowledgement",
 }
 
 
@@ -53,7 +55,7 @@ def columns(record: Record, percentiles: Sequence[float]) -> list[Column]:
         Column("size", 8, lambda r: format_size(r["case"]["nbytes"])),
         *([] if is_contiguous(record) else _PAYLOAD_COLUMNS),
         Column("windows" if rate else "n", 8, lambda r: str(r["n"])),
-        *(_rate_columns(record) if rate else _CALL_COLUMNS if is_exchange(record) else []),
+        *(_rate_columns(record) if rate else _own_columns(record)),
         *_time_columns(percentiles),
     ]
 
@@ -76,6 +78,18 @@ _CALL_COLUMNS = [
     Column("RPC/s", 11, lambda r: whole(calls_per_s(r))),
     Column("MB/s", 10, lambda r: digits(called_bytes_per_s(r), 1e6)),
 ]
+
+
+_RECORD_COLUMNS = [
+    Column("rec/s", 11, lambda r: whole(r["ops_per_s"])),
+    Column("MB/s", 10, lambda r: digits(r["bytes_per_s"], 1e6)),
+]
+
+
+def _own_columns(record: Record) -> list[Column]:
+    if is_broker(record):
+        return _RECORD_COLUMNS
+    return _CALL_COLUMNS if is_exchange(record) else []
 
 
 def _rate_columns(record: Record) -> list[Column]:
@@ -143,7 +157,8 @@ def block_of(record: Record) -> tuple[str, ...]:
     """What the rows of one block have in common."""
     case = record["case"]
     common: list[Any] = [case[name] for name in ("benchmark", "channel", "mode", "ranks")]
-    common += [_payload(record), case["window"], sorted(case["options"].items()), case.get("ps")]
+    common += [_payload(record), case["window"], sorted(case["options"].items())]
+    common += [case.get("ps"), case.get("broker")]
     common += [record[name] for name in ("loop", "estimator", "delivery", "validation", "launch")]
     return tuple(map(str, common))
 
@@ -155,7 +170,7 @@ def title(record: Record) -> str:
     parts += [f"payload={_payload(record)}", f"loop={record['loop']}"]
     if record["delivery"] == "acked":
         parts.append("delivery=acked")
-    parts += ps_words(case)
+    parts += ps_words(case) + broker_words(case)
     parts += [f"{name}={value}" for name, value in sorted(case["options"].items())]
     if record["launch"]:
         parts.append(f"launch={record['launch']}")
@@ -168,6 +183,35 @@ def ps_words(case: Record) -> list[str]:
     if shown.get("mode") == "echo":
         del shown["mode"]
     return [name if value is True else f"{name}={value}" for name, value in shown.items()]
+
+
+_BROKER_DEFAULTS = {
+    "batch_size": 16384,
+    "linger_ns": 0,
+    "max_in_flight": 5,
+    "buffer_memory": 0,
+    "window": 0,
+    "flush_every": 0,
+    "rate": 0,
+    "channel_buffer": 65536,
+}
+
+
+def broker_words(case: Record) -> list[str]:
+    """Who is what and what is not the default of a broker."""
+    spec = case.get("broker")
+    if spec is None:
+        return []
+    who = ("brokers", "producers", "consumers", "partitions", "replication")
+    shown = {name: spec[name] for name in who if spec[name] and (spec[name] > 1 or name in who[:2])}
+    shown["acks"] = spec["acks"]
+    shown |= {name: spec[name] for name, usual in _BROKER_DEFAULTS.items() if spec[name] != usual}
+    if spec["rate"]:
+        shown["arrivals"] = spec["arrivals"]
+    shown["design"] = "+".join([spec["design"], *spec["parts"]])
+    if "overlapped" in spec["parts"]:
+        shown["reorder"] = spec["reorder"]
+    return [f"{name}={value}" for name, value in shown.items()]
 
 
 def where(run: Record) -> str:

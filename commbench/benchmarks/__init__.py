@@ -4,7 +4,8 @@
 messages, the last with an empty reply (osu_bw). ``bibw``: both ends do so at once (osu_bibw, with
 that reply). ``message-rate``: bandwidth between pairs of ranks i and i + n/2 (osu_mbw_mr).
 ``alltoall``: every rank asks and serves every other at once, echoes (the fully connected
-architecture of TF-gRPC-Bench). ``ps``: workers call all parameter servers (``ps.py``).
+architecture of TF-gRPC-Bench). ``ps``: workers call all parameter servers (``ps.py``). ``broker``:
+producers send records to brokers, which append them to a replicated log (``broker.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from commbench.benchmarks.broker import RECORDS, WARMUP, BrokerSpec
+from commbench.benchmarks.broker_settings import BrokerSettings
 from commbench.benchmarks.ps import PS_MODES, PsSettings, PsSpec, parse_straggler
 from commbench.benchmarks.role import Role
 from commbench.errors import UsageError
@@ -22,6 +25,8 @@ __all__ = [
     "LARGE",
     "PS_MODES",
     "Benchmark",
+    "BrokerSettings",
+    "BrokerSpec",
     "PsSettings",
     "PsSpec",
     "Role",
@@ -40,7 +45,7 @@ class Benchmark:
     a barrier, its time is that of all ranks together and a sample is a whole round trip."""
 
     name: str
-    roles: Callable[[int, int], Role] | None  # rank, ranks; None: by the case's PsSpec
+    roles: Callable[[int, int], Role] | None  # rank, ranks; None: by the case's own spec
     windowed: bool
     handler: str
     iterations: tuple[tuple[int, int], tuple[int, int]]
@@ -51,15 +56,17 @@ class Benchmark:
         """(iterations, warm-up) for a message of this size."""
         return self.iterations[nbytes > LARGE]
 
-    def role(self, rank: int, ranks: int, ps: PsSpec | None = None) -> Role:
-        """The part of this rank; ``ps`` is that of the case."""
+    def role(self, rank: int, ranks: int, spec: PsSpec | BrokerSpec | None = None) -> Role:
+        """The part of this rank; ``spec`` is that of the case."""
         if self.roles is not None:
             return self.roles(rank, ranks)
-        assert ps is not None, f"a case of {self.name} has one"
-        return ps.role(rank)
+        assert spec is not None, f"a case of {self.name} has one"
+        return spec.role(rank)
 
     def estimator(self, rtt: bool) -> str:
-        """What one sample is: half a round trip, a round trip, or a window."""
+        """What one sample is: half a round trip, a round trip, a window, or a record."""
+        if self.name == "broker":
+            return "record"
         if self.windowed:
             return "window"
         return "rtt" if rtt or self.many else "rtt/2"
@@ -103,6 +110,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             Benchmark("message-rate", pairs, True, "sink", _FLOOD, 64),
             Benchmark("alltoall", everyone, False, "echo", _MANY, 1, many=True),
             Benchmark("ps", None, False, "echo", _MANY, 1, many=True),
+            Benchmark("broker", None, False, "append", ((RECORDS, WARMUP),) * 2, 1, many=True),
         )
     }
 )
