@@ -82,6 +82,8 @@ _SETTINGS = (
     ("gid-index", None, "N", "RDMA: entry of the GID table.  [RoCE v2 before v1, IPv4 first]"),
     ("mtu", None, "BYTES", "RDMA: path MTU, 256 to 4096.  [the link's]"),
     ("sl", None, "N", "RDMA: service level, 0 to 15.  [0]"),
+    ("bootstrap-servers", None, "HOST:PORT,...", "kafka: the cluster.  [librdkafka's mock]"),
+    ("kafka-config", None, "FILE", "kafka: librdkafka's properties, secrets too."),
 )
 
 

@@ -159,7 +159,7 @@ SETTINGS: Mapping[str, Setting] = {
 }
 
 # Flags that are options of every channel that has them: --ib-dev rxe0 is -o ib_dev=rxe0
-DEVICE_FLAGS = ("ib-dev", "ib-port", "gid-index", "mtu", "sl")
+DEVICE_FLAGS = ("ib-dev", "ib-port", "gid-index", "mtu", "sl", "bootstrap-servers", "kafka-config")
 
 
 def settings(given: Mapping[str, str]) -> Settings:

@@ -173,6 +173,7 @@ class Settings:
             kinds[name].check_loop(self.loop)
             check_ranks(kinds[name], ranks)
             for each in self.benchmarks:
+                kinds[name].check_benchmark(each)
                 for _, specs in self.payloads(each):
                     for spec in specs:
                         kinds[name].check_payload(spec.sizes, mode == "serialized")

@@ -33,6 +33,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "rdma": "commbench.channels.rdma:RdmaChannel",
         "grpc+verbs": "commbench.channels.grpc_verbs:GrpcVerbsChannel",
         "ar-grpc": "commbench.channels.ar_grpc:ArGrpcChannel",
+        "kafka": "commbench.channels.kafka:KafkaChannel",
         "loopback": "commbench.channels.loopback:LoopbackChannel",
     }
 )
@@ -97,7 +98,9 @@ def every(modes: Sequence[str], loop: str) -> tuple[list[str], list[str]]:
         except CommbenchError as error:
             left_out.append(str(error))
             continue
-        if kind.ranks_inside:
+        if kind.benchmarks:
+            left_out.append(f"channel {name} is for the benchmark {', '.join(kind.benchmarks)}")
+        elif kind.ranks_inside:
             left_out.append(f"channel {name} stays inside one process")
         else:
             found.append(name)

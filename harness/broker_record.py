@@ -22,6 +22,36 @@ def broker_fields(
 ) -> Record:
     """``delay_ns``, ``response_ns``, ``broker``, ``work`` and warnings, from the shares of all."""
     wanted = (*percentiles, *MOST_PERCENTILES)
+    broker = facts(spec, record, shares)
+    if spec.consumers:
+        broker["end_to_end_ns"] = end_to_end(shares, wanted)
+    tail = {"tail": tail_of(spec, shares)} if spec.window else {}
+    return {
+        **tail,
+        **late_times(spec, record, shares, wanted),
+        "broker": broker,
+        "work": work(shares),
+        "warnings": remarks(spec, broker, shares),
+    }
+
+
+def kafka_fields(
+    spec: BrokerSpec, record: Record, shares: Sequence[Any], percentiles: Sequence[float]
+) -> Record:
+    """As ``broker_fields`` for the channel kafka: what its brokers do is not known."""
+    wanted = (*percentiles, *MOST_PERCENTILES)
+    broker = rates(spec, record, shares)
+    return {
+        **late_times(spec, record, shares, wanted),
+        "broker": broker,
+        "warnings": remarks(spec, broker, shares),
+    }
+
+
+def late_times(
+    spec: BrokerSpec, record: Record, shares: Sequence[Any], wanted: Sequence[float]
+) -> Record:
+    """``delay_ns`` and ``response_ns``."""
     latency = Histogram.from_json(record["histogram"])
     delay, response = Histogram(), Histogram()
     if spec.rate:
@@ -29,18 +59,7 @@ def broker_fields(
     else:  # a closed loop means to send when it sends
         delay.merge(zeros(latency.n))
         response.merge(latency)
-    broker = facts(spec, record, shares)
-    if spec.consumers:
-        broker["end_to_end_ns"] = end_to_end(shares, wanted)
-    tail = {"tail": tail_of(spec, shares)} if spec.window else {}
-    return {
-        **tail,
-        "delay_ns": latency_ns(delay, wanted),
-        "response_ns": latency_ns(response, wanted),
-        "broker": broker,
-        "work": work(shares),
-        "warnings": remarks(spec, broker, shares),
-    }
+    return {"delay_ns": latency_ns(delay, wanted), "response_ns": latency_ns(response, wanted)}
 
 
 def merged(shares: Sequence[Any], name: str) -> Histogram:
@@ -69,23 +88,31 @@ def facts(spec: BrokerSpec, record: Record, shares: Sequence[Any]) -> Record:
     for each in brokers:
         for name, value in each["log"].items():
             log[name] = log.get(name, 0) + value
+    return {
+        **rates(spec, record, shares),
+        "flush": flush_word(spec.flush_every),
+        "batches": batches,
+        "records_per_batch": total(producers, "records") / batches if batches else None,
+        "reordered": total(producers, "reordered"),
+        **{name: total(brokers, name) for name in _TOTALS},
+        "most_waiting": max((each["most_waiting"] for each in brokers), default=0),
+        "rss_half_bytes": total(brokers, "rss_half"),
+        "rss_end_bytes": total(brokers, "rss_end"),
+        "log": log,
+    }
+
+
+def rates(spec: BrokerSpec, record: Record, shares: Sequence[Any]) -> Record:
+    """What producers offered and reached, and the processor time of every rank."""
+    producers = with_role(shares, "producer")
     offered = spec.rate or None
     reached = record["ops_per_s"]
     return {
         "offered_per_s": offered,
         "achieved_per_s": reached,
         "sustained": None if not offered else bool(reached and reached >= SUSTAINED * offered),
-        "flush": flush_word(spec.flush_every),
         "records": total(producers, "acked"),
-        "batches": batches,
-        "records_per_batch": total(producers, "records") / batches if batches else None,
-        "reordered": total(producers, "reordered"),
         "blocked": total(producers, "blocked"),
-        **{name: total(brokers, name) for name in _TOTALS},
-        "most_waiting": max((each["most_waiting"] for each in brokers), default=0),
-        "rss_half_bytes": total(brokers, "rss_half"),
-        "rss_end_bytes": total(brokers, "rss_end"),
-        "log": log,
         "roles": [role_of(share["broker"], record["n"]) for share in shares],
     }
 

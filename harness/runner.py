@@ -12,12 +12,14 @@ import numpy as np
 from commbench import _native
 from commbench.benchmarks import PsSpec, benchmark
 from commbench.channels.base import Capability, Channel
+from commbench.channels.kafka import KafkaChannel
 from commbench.channels.loopback import LoopbackChannel
 from commbench.errors import ChannelUnavailable
 from commbench.harness.binding import data_masks
 from commbench.harness.broker import BrokerRun
-from commbench.harness.broker_record import MOST_PERCENTILES, broker_fields
+from commbench.harness.broker_record import MOST_PERCENTILES, broker_fields, kafka_fields
 from commbench.harness.hardware import peak_rss_bytes
+from commbench.harness.kafka.case import KafkaRun
 from commbench.harness.loops import Stamps
 from commbench.harness.measure import CaseRun, Share
 from commbench.harness.rendezvous import Rendezvous
@@ -104,8 +106,10 @@ class Runner:
 
     def run_case(self, case: Case, channel: Channel, about: dict[str, Any]) -> None:
         save = self._save if self.save_samples else None
-        run: CaseRun | BrokerRun
-        if case.broker is not None:
+        run: CaseRun | BrokerRun | KafkaRun
+        if isinstance(channel, KafkaChannel):
+            run = KafkaRun(case, channel, self.rendezvous, self.world.rank)
+        elif case.broker is not None:
             run = BrokerRun(case, channel, self.rendezvous, self.world.rank)
         else:
             run = CaseRun(case, channel, self.rendezvous, self.world.rank, self.stamps, save)
@@ -127,7 +131,11 @@ class Runner:
         self.last_row_ns = _native.now_ns()
 
     def record(
-        self, case: Case, channel: Channel, run: CaseRun | BrokerRun, shares: Sequence[Any]
+        self,
+        case: Case,
+        channel: Channel,
+        run: CaseRun | BrokerRun | KafkaRun,
+        shares: Sequence[Any],
     ) -> Record:
         """The case's line in the results file, from the shares of all ranks."""
         measured = combine(case, shares)
@@ -157,7 +165,8 @@ class Runner:
             if case.ps.mode != "echo":
                 record["work"] = work(case.ps, shares)
         if case.broker is not None:
-            record |= broker_fields(case.broker, record, shares, self.percentiles)
+            fields = kafka_fields if isinstance(run, KafkaRun) else broker_fields
+            record |= fields(case.broker, record, shares, self.percentiles)
         record["warnings"] = [*record["warnings"], *warnings(record)]
         return record
 

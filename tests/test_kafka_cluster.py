@@ -26,7 +26,8 @@ from commbench.errors import ChannelUnavailable, TransferError
 from commbench.harness.block import Stamps
 from commbench.harness.kafka import maven, perf, state
 from commbench.harness.stop import StopFlag
-from tests.command import COMMBENCH, Running, commbench, until
+from commbench.schema import mismatch
+from tests.command import COMMBENCH, Running, cases, commbench, until
 
 USER, PASSWORD = "someone", "Secret123"
 LOGIN = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": USER}
@@ -139,6 +140,33 @@ def test_wrong_credentials(cluster: Cluster, loop: str) -> None:
         with contextlib.closing(producer), pytest.raises(ChannelUnavailable, match=r"credentials"):
             producer.run(RecordBlock(5, values, timeout_s=15), Stamps(5), StopFlag())
     assert time.monotonic() - began < 30
+
+
+def login_file(folder: Path, password: str) -> Path:
+    path = folder / "login.properties"
+    given = {**LOGIN, "sasl.password": password}
+    path.write_text("".join(f"{name}={value}\n" for name, value in given.items()))
+    path.chmod(0o600)
+    return path
+
+
+def test_the_benchmark_logs_in_and_tells_nobody(cluster: Cluster, tmp_path: Path) -> None:
+    output = tmp_path / "x.jsonl"
+    argv = ["--bootstrap-servers", cluster.login, "--kafka-config", login_file(tmp_path, PASSWORD)]
+    argv += ["--records", 2000, "--producers", 2, "--acks", "all", "--partitions", 2]
+    commbench("run", "broker", "-C", "kafka", *argv, "--output", output).ok()
+    (case,) = cases(output)
+    assert mismatch("case", case) is None
+    assert (case["n"], case["loop"]) == (4000, "native")
+    assert case["validated_messages"] == 2 * 64
+    assert case["channel_info"]["cluster"] == "kafka"
+    assert PASSWORD not in output.read_text() and USER not in output.read_text()
+
+
+def test_the_benchmark_with_wrong_credentials(cluster: Cluster, tmp_path: Path) -> None:
+    argv = ["--bootstrap-servers", cluster.login, "--kafka-config", login_file(tmp_path, "Wrong4")]
+    ended = commbench("run", "broker", "-C", "kafka", *argv)
+    ended.one_line(4, "refuses the credentials")
 
 
 def test_a_record_that_the_broker_refuses(cluster: Cluster) -> None:

@@ -123,6 +123,7 @@ class Channel(ABC):
     threads: ClassVar[bool] = False  # True: threads of its own move data
     ranks_inside: ClassVar[bool] = False  # True: one rank asks and serves itself (loopback)
     loops: ClassVar[tuple[str, ...]] = ("native", "python")  # that it may have
+    benchmarks: ClassVar[tuple[str, ...]] = ()  # that it is for; (): for all
 
     @classmethod
     def missing(cls) -> str | None:
@@ -241,6 +242,15 @@ class Channel(ABC):
             raise UsageError(
                 f"--loop {loop}: channel {cls.name} has {cls.loops[0]} loops only; "
                 f"allowed: auto, {cls.loops[0]}"
+            )
+
+    @classmethod
+    def check_benchmark(cls, benchmark: str) -> None:
+        """UsageError unless the channel is for this benchmark."""
+        if cls.benchmarks and benchmark not in cls.benchmarks:
+            raise UsageError(
+                f"-C {cls.name}: allowed for the benchmark {', '.join(cls.benchmarks)}; given: "
+                f"{benchmark}"
             )
 
     @classmethod
