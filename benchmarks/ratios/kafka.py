@@ -27,6 +27,7 @@ from commbench.errors import ChannelUnavailable, TransferError
 from commbench.harness.block import Stamps
 from commbench.harness.kafka import cluster, perf
 from commbench.harness.stop import StopFlag
+from commbench.harness.stoppable import stoppable
 from commbench.units import format_size
 
 RATE, ABOVE, TAIL = (
@@ -41,11 +42,12 @@ TAIL_SHARE = 0.5  # of the rate that was reached
 
 @contextlib.contextmanager
 def broker(folder: Path) -> Iterator[str]:
-    """One broker; its bootstrap servers."""
-    try:
-        yield cluster.up(cluster.Spec(folder=folder / "kafka")).client
-    finally:
-        cluster.down(folder / "kafka")
+    """One broker; its bootstrap servers. It goes, also when this process is asked to."""
+    with stoppable("parity"):
+        try:
+            yield cluster.up(cluster.Spec(folder=folder / "kafka")).client
+        finally:
+            cluster.down(folder / "kafka")
 
 
 class Producers:
