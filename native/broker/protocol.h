@@ -118,7 +118,9 @@ static inline uint32_t broker_put_fetch(uint8_t *p, int32_t correlation, int32_t
  * lies; *r then has what could be read, with a correlation of -1 where even that could not. */
 static inline int broker_read_request(uint8_t *p, uint64_t nbytes, broker_request *r)
 {
-    *r = (broker_request){.api = -1, .correlation = -1, .partition = -1};
+    memset(r, 0, sizeof *r);
+    r->api = -1;
+    r->correlation = r->partition = -1;
     if (nbytes < BROKER_REQUEST)
         return BROKER_INVALID_REQUEST;
     r->api = (int16_t)get16(p + 4);
