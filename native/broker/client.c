@@ -27,7 +27,7 @@ static int ask(cb_client *client, int32_t broker, int16_t api, int32_t partition
 
 int cb_client_round_trips(cb_client *client, uint32_t count, cb_times *times)
 {
-    broker_answer a;
+    broker_answer a = {0};
     int rc = 0;
     for (uint32_t i = 0; rc == 0 && i < count; i++) {
         int64_t start = cb_now_ns();

@@ -170,7 +170,7 @@ static int take(consumer *k, uint32_t at, uint64_t nbytes)
     cb_client *client = k->client;
     int32_t leader = client_leader(client, r->partition);
     const uint8_t *bytes = client->c->reply[at].iov->iov_base;
-    broker_answer a;
+    broker_answer a = {0};
     int rc = client_answer(client, leader, at, nbytes, r->correlation, &a);
     r->asking = false;
     k->asking--;
@@ -181,7 +181,7 @@ static int take(consumer *k, uint32_t at, uint64_t nbytes)
                              "offset %lld: %s", leader, r->partition, (long long)r->offset,
                              broker_error_name(a.error));
     int64_t now = cb_now_ns();
-    for (uint64_t from = BROKER_ANSWER, whole; rc == 0 && from < nbytes; from += whole) {
+    for (uint64_t from = BROKER_ANSWER, whole = 0; rc == 0 && from < nbytes; from += whole) {
         rc = read_batch(k, r, bytes + from, nbytes - from, &whole, now);
         k->run->last_ns = now;
     }

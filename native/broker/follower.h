@@ -47,7 +47,7 @@ static int replicate(broker *b, uint32_t at, uint64_t nbytes)
     fetcher *f = &b->fetchers[at];
     partition *p = &b->parts[f->partition];
     const uint8_t *reply = b->run->c->reply[at].iov->iov_base;
-    broker_answer a;
+    broker_answer a = {0};
     f->asking = false;
     if (broker_read_answer(reply, nbytes, &a) < 0 || a.partition != (int32_t)f->partition)
         return complain(b, -EPROTO, f->leader, "rank %d answered a FETCH with %llu bytes that are no "

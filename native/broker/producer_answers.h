@@ -31,7 +31,7 @@ static int check_offset(producer *p, const batch *b, int64_t base)
 static int deliver(producer *p, uint32_t at, int64_t now)
 {
     batch *b = &p->batches[at];
-    broker_answer a;
+    broker_answer a = {0};
     uint64_t nbytes = b->nbytes;    /* of the answer, since it came */
     int rc = 0;
     if (p->run->acks != CB_ACKS_NONE) {
