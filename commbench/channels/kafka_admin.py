@@ -111,7 +111,7 @@ class Admin:
         config: Mapping[str, str],
         timeout_s: float,
     ) -> None:
-        """Make a topic and wait until each partition has a leader.
+        """Make a topic and wait until each partition has a leader that takes records.
 
         Raises UsageError for what the cluster will not have, TransferError when it is too late.
         """
@@ -123,11 +123,27 @@ class Admin:
         while time.monotonic() < deadline:
             found = self._metadata(_LOOK_S, topic)
             made = found.topics[topic].partitions.values() if found is not None else ()
-            if len(made) == partitions and all(each.leader >= 0 for each in made):
+            led = len(made) == partitions and all(each.leader >= 0 for each in made)
+            if led and self._leads(topic, partitions):
                 return
             self._check()
             time.sleep(0.02)
         raise TransferError(f"kafka: topic {topic} got no leaders within {timeout_s:g} s")
+
+    def _leads(self, topic: str, partitions: int) -> bool:
+        """Whether all leaders know that they are: a broker tells the metadata a moment before it
+        takes records, and throws away those that come with acks=0 meanwhile."""
+        from confluent_kafka import KafkaException, TopicPartition
+        from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
+
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        wanted = {TopicPartition(topic, each): latest for each in range(partitions)}
+        try:
+            for future in self._client.list_offsets(wanted, request_timeout=_LOOK_S).values():
+                future.result(_LOOK_S)
+        except (KafkaException, TimeoutError):
+            return False
+        return True
 
     def delete(self, topic: str, timeout_s: float = CONNECT_S) -> None:
         """Remove a topic; one that is not there is fine, and so is a cluster that is not."""
