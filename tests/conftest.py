@@ -19,9 +19,13 @@ if IN_MACHINE not in os.environ:  # importing it takes many seconds there, and n
     settings.register_profile("commbench", deadline=None)
     settings.load_profile("commbench")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts background jobs so, and what tests start and interrupt would inherit it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number, _usual in (
+    (signal.SIGINT, signal.default_int_handler),  # a shell starts background jobs without it,
+    (signal.SIGHUP, signal.SIG_DFL),  # and nohup without this one
+):
+    # What tests start and interrupt would inherit it.
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
