@@ -25,9 +25,9 @@ from commbench.harness.broker_client import PythonClient
 from commbench.harness.broker_logs import LogFolders
 from commbench.harness.broker_passes import PINGS, Pass, timed_pass, verified_pass
 from commbench.harness.broker_python import PythonServer
-from commbench.harness.broker_slots import exchange_of, prepare_native
+from commbench.harness.broker_slots import exchange_of
 from commbench.harness.broker_wire import PythonCase
-from commbench.harness.loops import failure
+from commbench.harness.loops import failure, prepare_native
 from commbench.harness.measure import PATIENCE_S, Meeting, Share, uses_native
 from commbench.harness.timeline import clock_identity, gather_span
 from commbench.histogram import Histogram

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from commbench import _native
 from commbench.benchmarks import BrokerSpec
-from commbench.channels.base import Channel, Exchange
-from commbench.harness.loops import failure, native_slots
+from commbench.channels.base import Exchange
 from commbench.harness.stop import StopFlag
 from commbench.payloads.buffers import Message, allocate
 
@@ -52,25 +51,3 @@ def client_slots(
 
 def slots(nbytes: int, count: int) -> tuple[Message, ...]:
     return tuple(allocate((nbytes,), count)) if count else ()
-
-
-def prepare_native(channel: Channel, exchange: Exchange) -> _native.Prepared:
-    engine = channel.native()
-    assert engine is not None, "uses_native() has looked"
-    try:
-        return _native.Prepared(
-            engine.capsule,
-            exchange.peers,
-            exchange.window,
-            exchange.reply_every,
-            exchange.asks,
-            exchange.serves,
-            native_slots(exchange.request),
-            native_slots(exchange.reply),
-            native_slots(exchange.incoming),
-            exchange.answer_nbytes,
-            exchange.stop,
-            1,
-        )
-    except OSError as error:
-        raise failure(error.errno or 0, f"channel {channel.name}: {error.strerror}") from error

@@ -42,33 +42,38 @@ class Loop(Protocol):
     def close(self) -> None: ...
 
 
+def prepare_native(channel: Channel, exchange: Exchange) -> _native.Prepared:
+    """The channel's engine made ready for a case. TransferError when it has none or refuses."""
+    engine = channel.native()
+    if engine is None:
+        raise TransferError(f"channel {channel.name} has no native engine")
+    try:
+        return _native.Prepared(
+            engine.capsule,
+            exchange.peers,
+            exchange.window,
+            exchange.reply_every,
+            exchange.asks,
+            exchange.serves,
+            native_slots(exchange.request),
+            native_slots(exchange.reply),
+            native_slots(exchange.incoming),
+            exchange.answer_nbytes,
+            exchange.stop,
+            exchange.calls,
+        )
+    except OSError as error:
+        raise failure(error.errno or 0, f"channel {channel.name}: {error.strerror}") from error
+
+
 class NativeLoop:
     """``native/loops.c`` over the channel's engine, without the GIL."""
 
     name = "native"
 
     def __init__(self, channel: Channel, exchange: Exchange) -> None:
-        engine = channel.native()
-        if engine is None:
-            raise TransferError(f"channel {channel.name} has no native engine")
         self._channel = channel
-        try:
-            self._prepared = _native.Prepared(
-                engine.capsule,
-                exchange.peers,
-                exchange.window,
-                exchange.reply_every,
-                exchange.asks,
-                exchange.serves,
-                native_slots(exchange.request),
-                native_slots(exchange.reply),
-                native_slots(exchange.incoming),
-                exchange.answer_nbytes,
-                exchange.stop,
-                exchange.calls,
-            )
-        except OSError as error:
-            raise failure(error.errno or 0, f"channel {channel.name}: {error.strerror}") from error
+        self._prepared = prepare_native(channel, exchange)
 
     def run(self, block: Block, stamps: Stamps) -> Outcome:
         outcome = _native.run_loop(
