@@ -169,6 +169,8 @@ def settings(given: Mapping[str, str]) -> Settings:
         setting = SETTINGS[name]
         group, _, field = setting.field.rpartition(".")
         values[group][field] = setting.parse(text, setting.flag)
+    if "broker" in values[""].get("benchmarks", ()):
+        values["broker"] |= _of_broker(values[""])
     made = Settings(
         **values[""],
         scheme_options=SchemeOptions(**values["scheme"]),
@@ -176,6 +178,14 @@ def settings(given: Mapping[str, str]) -> Settings:
         broker=BrokerSettings(**values["broker"]),
     )
     return _all(made) if made.channels == (ALL,) else made
+
+
+def _of_broker(values: dict[str, Any]) -> dict[str, Any]:
+    """What the benchmark has in place of the channel; it is taken out of ``values``."""
+    options = values.get("options", ())
+    own = [each for each in options if each[:2] == (None, "buffer")]
+    values["options"] = tuple(each for each in options if each not in own)
+    return {"channel_buffer": parse_size(own[-1][2], "-o buffer", least=1)} if own else {}
 
 
 def _with_device(given: Mapping[str, str]) -> dict[str, str]:

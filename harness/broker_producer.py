@@ -78,8 +78,11 @@ class Producer:
         self.over = False
         self.called_ns = 0
         self.refusal = ""
-        names = ("records", "acked", "refused", "counted", "batches", "nbytes", "counted_nbytes")
-        self.facts = dict.fromkeys((*names, "reordered", "blocked", "first_ns", "last_ns"), 0)
+        names = (
+            "records", "acked", "refused", "counted", "batches", "nbytes", "counted_nbytes",
+            "copied", "reordered", "blocked", "first_ns", "last_ns",
+        )  # fmt: skip
+        self.facts = dict.fromkeys(names, 0)
 
     def batch(self, at: int, nbytes: int) -> Batch:
         slot = self.exchange.request[at]

@@ -87,6 +87,7 @@ class PythonServer:
                 self.hold(partition, log)
         self.correlations = [0] * spec.brokers
         self.outbox: list[Taken] = []
+        self.boxed = 0
         self.producers_left = spec.producers
         self.clients_left = spec.producers + spec.consumers
         self.waiting = 0
@@ -324,12 +325,17 @@ class PythonServer:
         if self.eager:
             self.send(taken)
         else:
+            assert taken.answer is not None
             self.outbox.append(taken)
+            self.boxed += taken.answer.nbytes
+            if self.boxed >= self.spec.channel_buffer:
+                self.empty_channel_buffer()
 
     def empty_channel_buffer(self) -> None:
         for taken in self.outbox:
             self.send(taken)
         self.outbox.clear()
+        self.boxed = 0
 
     def send(self, taken: Taken) -> None:
         assert taken.answer is not None

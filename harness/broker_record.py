@@ -156,7 +156,7 @@ def work(shares: Sequence[Any]) -> Record:
     crc = total(producers, "nbytes") + sum(each["log"]["crc_nbytes"] for each in brokers)
     written = sum(each["log"]["nbytes"] for each in brokers)
     copied = sum(share["copied"] for share in shares)
-    copied += total(brokers, "copied") + total(producers, "nbytes")
+    copied += total(brokers, "copied") + total(producers, "copied") + total(producers, "nbytes")
     return {
         "flops": 0,
         "int_ops": crc // _CRC_STEP,

@@ -253,6 +253,9 @@ def plan(ranks: int | None = None, **flags: str) -> None:
         ({"consumers": "2"}, ["--consumers 2", "--partitions"]),
         ({"consumers": "1", "record_size": "4"}, ["--record-size 4", "8 or more"]),
         ({"record_size": "2G"}, ["--record-size 2147483648", "at most 1G"]),
+        ({"design_option": "buffer=1K"}, ["--design-option buffer=1K", "eager-flush"]),
+        ({"option": "buffer=0"}, ["-o buffer", "0"]),
+        ({"option": "tcp:buffer=4K"}, ["buffer", "tcp"]),
         ({"design_option": "magic=on"}, ["--design-option magic=on", "eager-flush"]),
         ({"design_option": "reorder=on"}, ["--design-option reorder=on", "reorder=client"]),
         ({"message_size": "64"}, ["-m/--message-size", "--record-size"]),
@@ -292,6 +295,16 @@ def test_a_report_names_what_is_not_the_default() -> None:
     words = broker_words({"broker": other})
     assert {"acks=all", "flush_every=1", "rate=5.0", "arrivals=constant"} <= set(words)
     assert words[-2:] == ["design=kafka+overlapped", "reorder=client"]
+
+
+def test_the_channel_buffer_is_an_option_of_the_benchmark() -> None:
+    made = make_plan({"benchmark": "broker", "option": "buffer=4K\ntcp:buf=64K"})
+    ((case,),) = made.blocks(load, made.ranks())
+    assert case.broker is not None
+    assert (case.broker.channel_buffer, "buffer" in case.options) == (4096, False)
+    with pytest.raises(UsageError, match="buffer"):
+        other = make_plan({"benchmark": "latency", "option": "buffer=4K"})
+        other.blocks(load, other.ranks())
 
 
 def test_a_flag_of_the_broker_without_it() -> None:

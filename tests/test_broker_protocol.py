@@ -144,6 +144,30 @@ def test_without_acks_the_answer_is_empty(tmp_path: Path) -> None:
     assert meet(case(), tmp_path, client)["records"] == 2
 
 
+@pytest.mark.parametrize(
+    ("design_option", "buffer", "copied"),
+    [("eager-flush=on", "1", 0), *(("eager-flush=off", size, 32) for size in ("1", "40", "64K"))],
+)
+def test_an_answer_is_copied_in_pieces_unless_it_leaves_at_once(
+    design_option: str, buffer: str, copied: int, tmp_path: Path
+) -> None:
+    """A piece may be larger than the buffer; what was read for a FETCH is not copied again."""
+
+    def client(raw: Raw) -> None:
+        for at in range(3):
+            raw.post(at, request(PRODUCE, at, body=RECORDS))
+        answers: dict[int, Any] = {}
+        while len(answers) < 3:
+            answers.update(raw.poll())
+        assert [answers[at].offset for at in range(3)] == [0, 2, 4]
+        assert len(raw.ask(fetch(3, 0)).body) == 3 * len(RECORDS)
+        assert raw.ask(request(END, 4)).error == 0
+
+    parts = f"buffer-pool=on,{design_option}"
+    facts = meet(case(design_option=parts, option=f"buffer={buffer}"), tmp_path, client)
+    assert facts["copied"] == 5 * copied + 3 * len(RECORDS)
+
+
 def test_a_follower_that_does_not_ask_is_named(tmp_path: Path) -> None:
     """acks=all: the leader waits for rank 1, which is there and silent, no longer than allowed."""
     wanted = case(brokers="2", replication="2", acks="all", timeout="500ms", partitions="1")

@@ -16,6 +16,7 @@ REORDER = ("client", "broker")
 DESIGNS: Mapping[str, bool] = MappingProxyType({"kafka": False, "frieda": True})
 RECORDS, WARMUP = 100_000, 1_000  # of each producer
 RECORD_SIZE = 100
+CHANNEL_BUFFER = 1 << 16
 FETCH_NBYTES = 1 << 16  # of a follower's or consumer's request, at most
 LARGEST_BATCH = 1 << 30
 _RECORD_OVERHEAD = 7 + 5 * 5  # of a record with a value, at most (varints)
@@ -30,7 +31,7 @@ class BrokerSpec:
     together, 0: as fast as they can. ``flush_every``: records between two calls of fdatasync, 0:
     none. ``buffer_memory`` 0: a batch for each partition and each request in flight. ``window``
     W > 0: each record is a request and a producer has W in flight, for the tail model. ``parts``:
-    those of ``PARTS`` that are on. ``channel_buffer``: answers wait for it without eager-flush.
+    those of ``PARTS`` that are on. ``channel_buffer``: it is for what is sent without eager-flush.
     """
 
     brokers: int = 1
@@ -50,7 +51,7 @@ class BrokerSpec:
     design: str = "kafka"
     parts: tuple[str, ...] = ()
     reorder: str = "client"
-    channel_buffer: int = 65536
+    channel_buffer: int = CHANNEL_BUFFER
 
     # -- who is who
 

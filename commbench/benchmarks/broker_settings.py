@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from commbench.benchmarks.broker import (
+    CHANNEL_BUFFER,
     DESIGNS,
     LARGEST_BATCH,
     PARTS,
@@ -15,7 +16,7 @@ from commbench.benchmarks.broker import (
     BrokerSpec,
 )
 from commbench.errors import UsageError
-from commbench.units import format_size, parse_size
+from commbench.units import format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class BrokerSettings:
     arrivals: str = "constant"
     design: str = "kafka"
     design_options: tuple[tuple[str, str], ...] = field(default=())
+    channel_buffer: int = CHANNEL_BUFFER
     records: int | None = None
     log_dir: str = ""
 
@@ -84,6 +86,7 @@ class BrokerSettings:
             rate=self.rate,
             arrivals=self.arrivals,
             design=self.design,
+            channel_buffer=self.channel_buffer,
             **self._design(),
         )
         self._check(spec)
@@ -126,14 +129,12 @@ class BrokerSettings:
                 )
 
     def _design(self) -> dict[str, Any]:
-        """Parts, reorder and channel buffer."""
+        """Parts and reorder."""
         on = set(PARTS) if DESIGNS[self.design] else set()
         found: dict[str, Any] = {}
         for name, value in self.design_options:
             if name == "reorder":
                 found["reorder"] = value
-            elif name == "buffer":
-                found["channel_buffer"] = parse_size(value, "--design-option buffer", least=1)
             elif value == "on":
                 on.add(name)
             else:
@@ -142,19 +143,17 @@ class BrokerSettings:
 
 
 def parse_design_options(text: str, flag: str) -> tuple[tuple[str, str], ...]:
-    """Lines or a list of ``NAME=on|off``, ``reorder=client|broker``, ``buffer=SIZE``."""
+    """Lines or a list of ``NAME=on|off`` and ``reorder=client|broker``."""
     found = []
     for item in re.split(r"[\n,]", text):
         if not item:
             continue
         name, _, value = item.strip().partition("=")
         values = REORDER if name == "reorder" else ("on", "off")
-        if name == "buffer":
-            parse_size(value, f"{flag} buffer", least=1)
-        elif name not in (*PARTS, "reorder") or value not in values:
+        if name not in (*PARTS, "reorder") or value not in values:
             raise UsageError(
                 f"{flag} {item}: allowed: {', '.join(PARTS)} with =on or =off, "
-                f"reorder=client, reorder=broker, buffer=SIZE"
+                f"reorder=client, reorder=broker"
             )
         found.append((name, value))
     return tuple(found)

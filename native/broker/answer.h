@@ -33,14 +33,57 @@ static int empty_channel_buffer(broker *b)
     return rc;
 }
 
-/* Out at once, or into the channel buffer, which leaves when it is full or the turn is over. */
+/*
+ * Kafka's classes write an answer to the channel in several calls. Without CB_EAGER_FLUSH each copies its
+ * piece into the channel buffer, which leaves when it is full or the turn is over; a part of a message
+ * is of no use to whoever gets it, so that an answer leaves with the buffer that has its last piece. With
+ * it a piece lies in memory that the engine sends from, and a tracker, which has the length from the
+ * first four bytes, lets the answer go when it is whole.
+ *
+ * The channel buffer has its bytes in the slots of the requests, one behind the other only within an
+ * answer: an engine may look at an answer until its slot is used again, which is in no order.
+ */
+static int write_piece(broker *b, uint32_t at, const uint8_t *piece, uint64_t nbytes)
+{
+    taken *t = &b->taken[at];
+    uint8_t *to = t->slot + t->written;
+    if (piece != to) {
+        memcpy(to, piece, nbytes);
+        b->run->copied += nbytes;
+    }
+    t->written += nbytes;
+    bool whole = t->written == 4 + (uint64_t)get32(t->slot);
+    if (b->run->design & CB_EAGER_FLUSH)
+        return whole ? send_answer(b, at) : 0;
+    if (whole)
+        append_to(b, &b->outbox, at);
+    uint64_t boxed = b->boxed += nbytes;
+    if (boxed < b->run->channel_buffer)
+        return 0;
+    int rc = empty_channel_buffer(b);
+    b->boxed = boxed % b->run->channel_buffer;
+    return rc;
+}
+
+/* Its length, its header and its result. What a FETCH has read lies there already: Kafka's broker does
+ * not copy it either, the kernel moves it from file to socket (transferTo). */
 static int release(broker *b, uint32_t at)
 {
-    if (b->run->design & CB_EAGER_FLUSH)
+    taken *t = &b->taken[at];
+    bool eager = b->run->design & CB_EAGER_FLUSH;
+    const uint8_t *head = eager ? t->slot : t->head;
+    uint64_t nbody = t->answer_nbytes - BROKER_ANSWER;
+    int rc;
+    if (t->answer_nbytes == 0 && eager)
         return send_answer(b, at);
-    append_to(b, &b->outbox, at);
-    b->boxed += b->taken[at].answer_nbytes;
-    return b->boxed >= b->run->channel_buffer ? empty_channel_buffer(b) : 0;
+    if (t->answer_nbytes == 0) {
+        append_to(b, &b->outbox, at);
+        return 0;
+    }
+    if ((rc = write_piece(b, at, head, 4)) < 0 || (rc = write_piece(b, at, head + 4, 4)) < 0 ||
+        (rc = write_piece(b, at, head + 8, BROKER_ANSWER - 8)) < 0)
+        return rc;
+    return nbody ? write_piece(b, at, t->slot + BROKER_ANSWER, nbody) : 0;
 }
 
 static void forget_answer(broker *b, connection *n, uint32_t at)
@@ -82,7 +125,8 @@ static int ready(broker *b, uint32_t at, int error, int16_t flags, int64_t offse
     const broker_answer a = {t->r.correlation, t->r.partition, (int16_t)error, flags, offset,
                              high_watermark};
     bool silent = t->r.api == BROKER_PRODUCE && t->r.acks == CB_ACKS_NONE;
-    t->answer_nbytes = silent ? 0 : broker_put_answer(t->slot, &a, nbody);
+    uint8_t *head = b->run->design & CB_EAGER_FLUSH ? t->slot : t->head;
+    t->answer_nbytes = silent ? 0 : broker_put_answer(head, &a, nbody);
     t->state = READY;
     if (error)
         b->run->refused++;

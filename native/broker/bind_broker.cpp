@@ -190,6 +190,7 @@ struct Client {
         facts["batches"] = run.batches;
         facts["nbytes"] = run.nbytes;
         facts["counted_nbytes"] = run.counted_nbytes;
+        facts["copied"] = run.copied;
         facts["reordered"] = run.reordered;
         facts["blocked"] = run.blocked;
         facts["first_ns"] = run.first_ns;

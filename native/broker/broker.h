@@ -26,8 +26,9 @@ enum { CB_ACKS_NONE = 0, CB_ACKS_LEADER = 1, CB_ACKS_ALL = -1 };
 
 /* Parts of a broker's design, each a switch; all off is Kafka's. */
 enum {
-    CB_EAGER_FLUSH = 1,     /* an answer leaves as soon as it is whole; else when the channel buffer is
-                               full or the turn over */
+    CB_EAGER_FLUSH = 1,     /* an answer leaves as soon as it is whole, from where it was written; else
+                               piece by piece into the channel buffer, and when that is full or the
+                               turn over */
     CB_BUFFER_POOL = 2,     /* requests are handled in the memory that they arrived in; else each in
                                memory allocated for it */
     CB_OVERLAPPED = 4,      /* requests of a producer are taken up while an earlier one waits; else the
@@ -128,7 +129,8 @@ enum {
     CB_PRODUCE_STAMP = 2,       /* the first 8 bytes of a record are its start, ns, for consumers */
     CB_PRODUCE_ANY_ORDER = 4,   /* answers may come in any order: keep them until their turn */
     CB_PRODUCE_UNORDERED = 8,   /* so may requests arrive: nothing is said of the order of answers */
-    CB_PRODUCE_EAGER = 16       /* a batch leaves when it is full, not at the end of the turn */
+    CB_PRODUCE_EAGER = 16       /* a batch leaves when it is full, from where it was built; else it is
+                                   copied into the channel buffer and leaves at the end of the turn */
 };
 
 typedef struct cb_produce_run {
@@ -152,6 +154,7 @@ typedef struct cb_produce_run {
     uint64_t records, acked, refused, counted;  /* counted: acked and not warm-up */
     uint64_t batches, nbytes;   /* requests, and bytes of their batches */
     uint64_t counted_nbytes;    /* of values */
+    uint64_t copied;            /* bytes into the channel buffer */
     uint64_t reordered;         /* answers that came before an earlier request's */
     uint64_t blocked;           /* records that found no room when they were due */
     int64_t first_ns, last_ns;  /* first start and last end that count; 0: none */

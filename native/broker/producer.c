@@ -30,7 +30,8 @@ static bool open_batch(producer *p, int64_t now)
     uint32_t at = p->free[--p->nfree];
     batch *b = &p->batches[at];
     uint8_t *slot = c->request[at].iov->iov_base;
-    cb_batch_begin(&b->b, slot + BROKER_REQUEST, p->run->batch_nbytes);
+    uint8_t *to = p->built ? p->built + at * p->run->batch_nbytes : slot + BROKER_REQUEST;
+    cb_batch_begin(&b->b, to, p->run->batch_nbytes);
     b->b.producer_id = p->client->rank;
     b->b.producer_epoch = 0;
     b->b.base_sequence = (int32_t)(p->run->sent[p->partition] & INT32_MAX);

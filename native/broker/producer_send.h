@@ -56,15 +56,28 @@ static void give_back(producer *p, uint32_t at)
     p->left--;
 }
 
+/* As answer.h has it for the broker: Kafka's producer writes the length, the header and the batch to its
+ * channel, and each is copied into the channel buffer. It leaves at the end of the producer's turn,
+ * which has one full batch at most. */
+static void write_request(producer *p, const batch *b, uint8_t *slot, const uint8_t *head)
+{
+    memcpy(slot, head, 4);
+    memcpy(slot + 4, head + 4, BROKER_REQUEST - 4);
+    memcpy(slot + BROKER_REQUEST, b->b.at, b->nbytes);
+    p->run->copied += BROKER_REQUEST + b->nbytes;
+}
+
 static int send_one(producer *p, int32_t broker, uint32_t at)
 {
     batch *b = &p->batches[at];
     lane *l = &p->lanes[broker];
-    uint8_t *slot = p->client->c->request[at].iov->iov_base;
+    uint8_t *slot = p->client->c->request[at].iov->iov_base, head[BROKER_REQUEST];
     b->correlation = p->client->correlations[broker];
-    uint32_t nbytes = broker_put_request(slot, BROKER_PRODUCE, (int16_t)p->run->acks,
-                                         (int32_t)b->correlation, (int32_t)b->partition,
-                                         (uint32_t)b->nbytes);
+    uint32_t nbytes = broker_put_request(p->built ? head : slot, BROKER_PRODUCE,
+                                         (int16_t)p->run->acks, (int32_t)b->correlation,
+                                         (int32_t)b->partition, (uint32_t)b->nbytes);
+    if (p->built)
+        write_request(p, b, slot, head);
     int rc = client_post(p->client, broker, at, nbytes);
     if (rc < 0)
         return rc;

@@ -26,6 +26,7 @@ typedef struct producer {
     int64_t *starts, *ends;     /* start stamps of all batches; by partition, the offset after the last */
     uint32_t *free, nfree;
     lane *lanes;
+    uint8_t *built;             /* without CB_PRODUCE_EAGER: where batches are built */
     uint8_t *template;
     uint32_t filling, partition;
     uint32_t most;              /* records of a batch */
@@ -67,7 +68,9 @@ static int begin(producer *p, cb_produce_run *run)
     p->free = calloc(n, sizeof *p->free);
     p->lanes = calloc(client->who.brokers, sizeof *p->lanes);
     p->template = malloc(run->record_nbytes + 1);
-    if (!p->batches || !p->starts || !p->ends || !p->free || !p->lanes || !p->template)
+    bool eager = run->flags & CB_PRODUCE_EAGER;
+    p->built = eager ? NULL : malloc((size_t)n * run->batch_nbytes);
+    if ((!eager && !p->built) || !p->batches || !p->starts || !p->ends || !p->free || !p->lanes || !p->template)
         return client_failed(client, -ENOMEM, -1, "out of memory");
     memset(p->starts, 0, (size_t)n * p->most * sizeof *p->starts);
     for (uint32_t i = 0; i < n; i++) {
@@ -85,7 +88,7 @@ static int begin(producer *p, cb_produce_run *run)
 
 static void end(producer *p)
 {
-    void *all[] = {p->batches, p->starts, p->ends, p->free, p->lanes, p->template};
+    void *all[] = {p->batches, p->starts, p->ends, p->free, p->lanes, p->built, p->template};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
 }

@@ -18,6 +18,8 @@ typedef struct taken {          /* a request, by the incoming slot that it arriv
     uint32_t next;              /* in the list that it stands in */
     uint32_t later;             /* of the same connection, by correlation */
     uint64_t answer_nbytes;     /* READY */
+    uint8_t head[BROKER_ANSWER];    /* without CB_EAGER_FLUSH: the answer until it is written */
+    uint64_t written;           /* bytes of the answer that the channel has */
 } taken;
 
 typedef struct list {           /* of indices of `taken`, linked by next */
@@ -65,8 +67,8 @@ typedef struct broker {
     fetcher *fetchers;
     uint32_t nfetchers, nranks;
     uint32_t *correlations;     /* of our own requests, by broker */
-    list outbox;                /* answers that wait in the channel buffer */
-    uint64_t boxed;             /* bytes of these */
+    list outbox;                /* whole answers in the channel buffer */
+    uint64_t boxed;             /* bytes in there */
     uint32_t producers_left, clients_left;
     uint32_t waiting, fetches_waiting;  /* requests taken and not answered; of them FETCH */
     int64_t now_ns, quiet_ns;   /* this turn; the last request of a producer or consumer */
