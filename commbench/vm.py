@@ -38,6 +38,12 @@ def vm() -> None:
     help="What is written there comes back, as in the current folder. May be repeated.",
 )
 @click.option(
+    "--disk",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    metavar="FILE",
+    help="Its /dev/vda, read and written past the page cache.",
+)
+@click.option(
     "--keep-console",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
@@ -52,6 +58,7 @@ def run(
     loss: float,
     kvm: bool,
     writable: tuple[Path, ...],
+    disk: Path | None,
     keep_console: Path | None,
 ) -> None:
     """Boot, run COMMAND with this folder and environment, power off.
@@ -67,7 +74,7 @@ def run(
         raise UsageError(f"--loss {loss:g}: allowed: 0 to 100 percent")
     nbytes = parse_size(memory, "--memory", least=_LEAST_MEMORY)
     timeout_s = parse_duration(timeout, "--timeout")
-    asked = virtme.Machine(image.find(kernel), cpus, nbytes, kvm, loss, timeout_s, writable)
+    asked = virtme.Machine(image.find(kernel), cpus, nbytes, kvm, loss, timeout_s, writable, disk)
     sys.exit(machine.run(asked, command, keep_console))
 
 

@@ -260,6 +260,7 @@ def test_no_virtme_ng(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--timeout", "soon"], ["--timeout soon"]),
         (["--cpus", "0"], ["--cpus"]),
         (["--writable", "nowhere"], ["--writable", "nowhere"]),
+        (["--disk", "nowhere"], ["--disk", "nowhere"]),
     ],
 )
 def test_a_wrong_flag(flags: list[str], words: list[str]) -> None:
@@ -275,6 +276,16 @@ def test_a_console_that_is_there(work: Path) -> None:
     (work / "log").write_text("precious")
     commbench("vm", "run", "--keep-console", "log", "--", "true").one_line(2, "log", "exists")
     assert (work / "log").read_text() == "precious"
+
+
+@bootable
+@pytest.mark.parametrize(
+    ("name", "nbytes", "words"),
+    [("empty", 0, ["it is empty", "truncate"]), ("a,b", 512, ["no space, comma"])],
+)
+def test_a_disk_that_cannot_be(work: Path, name: str, nbytes: int, words: list[str]) -> None:
+    (work / name).write_bytes(bytes(nbytes))
+    commbench("vm", "run", "--disk", name, "--", "true").one_line(2, "--disk", name, *words)
 
 
 @bootable

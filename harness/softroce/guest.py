@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from commbench.harness.softroce.layout import (
+    DISK,
     ENDED,
     ENDS,
     HOST,
@@ -46,6 +47,8 @@ def main(folder: Path) -> int:
     try:
         _cache(order.cached)
         _set_up(order.loss)
+        if order.disk:
+            _find_disk()
         ended: dict[str, Any] = {"status": _run(order)}
     except _NotReady as error:
         ended = {"error": str(error)}
@@ -89,6 +92,12 @@ def _set_up(loss: float) -> None:
         _wait_for_port(end.device)
     if loss:
         set_loss(loss)
+
+
+def _find_disk() -> None:
+    _do("modprobe", "virtio_blk")
+    if not Path(DISK).is_block_device():
+        raise _NotReady(f"it has no {DISK}")
 
 
 def _wait_for_port(device: str) -> None:

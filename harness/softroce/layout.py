@@ -8,6 +8,7 @@ IN_MACHINE = "COMMBENCH_SOFTROCE"  # set in the environment of the command
 HOST = "softroce"  # what the machine calls itself
 ORDER = "order.json"
 ENDED = "ended.json"
+DISK = "/dev/vda"
 HOST_FILES = "commbench"  # the tag of the file system with the host's files
 PORTS = ("commbench.stdout", "commbench.stderr")  # virtio ports of the command's streams
 
@@ -28,7 +29,8 @@ ENDS = (End("rxe0", "veth0", "10.77.0.1"), End("rxe1", "veth1", "10.77.0.2"))
 class Order:
     """What to run in the machine: argv, folder, environment.
 
-    ``loss`` in percent of packets; ``cached``: folders of the host that nobody changes meanwhile.
+    ``loss`` in percent of packets; ``cached``: folders of the host that nobody changes meanwhile;
+    ``disk``: there is to be a ``DISK``.
     """
 
     argv: list[str]
@@ -36,3 +38,4 @@ class Order:
     env: dict[str, str]
     loss: float
     cached: list[str]
+    disk: bool

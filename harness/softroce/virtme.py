@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -31,7 +32,10 @@ _UNFIT = frozenset(' \t\n,="')  # virtme-run and the kernel's command line take 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """``memory`` in bytes; ``loss`` in percent of packets; ``timeout_s`` from boot to power-off."""
+    """``memory`` in bytes; ``loss`` in percent of packets; ``timeout_s`` from boot to power-off.
+
+    ``disk``: a file that is the machine's ``/dev/vda``, written past the host's page cache.
+    """
 
     image: Image
     cpus: int = 2
@@ -40,15 +44,19 @@ class Machine:
     loss: float = 0.0
     timeout_s: float = 600.0
     writable: tuple[Path, ...] = ()
+    disk: Path | None = None
 
 
 def prepare(folder: Path, machine: Machine, command: Sequence[str]) -> None:
     """Fill the folder that machine and host share. Raises UsageError for one that cannot be."""
     for each in (Path.cwd(), folder, *machine.writable):
         _check(each)
+    if machine.disk is not None:
+        _check_disk(machine.disk)
     env = {**os.environ, "PATH": path_of(os.environ.get("PATH", os.defpath)), "TMPDIR": "/tmp"}
     cached = _cached(command[0], (Path.cwd(), *machine.writable))
-    order = Order(list(command), str(Path.cwd()), env, machine.loss, cached)
+    with_disk = machine.disk is not None
+    order = Order(list(command), str(Path.cwd()), env, machine.loss, cached, with_disk)
     with open(folder / ORDER, "x", encoding="utf-8", opener=_private) as file:
         json.dump(asdict(order), file)
     wrapper = folder / _QEMU
@@ -88,6 +96,21 @@ def _check(folder: Path) -> None:
         )
 
 
+def _check_disk(file: Path) -> None:
+    """It must be open to reads and writes past the page cache, which is what cache=none does."""
+    if _UNFIT & set(str(file)):
+        raise UsageError(
+            f"--disk {file}: allowed: a path that has no space, comma, quote or equals sign"
+        )
+    if file.stat().st_size == 0:
+        raise UsageError(f"--disk {file}: it is empty; allowed: e.g. truncate --size 1G {file}")
+    try:
+        os.close(os.open(file, os.O_RDWR | os.O_DIRECT))
+    except OSError as error:
+        why = error.strerror if error.errno != errno.EINVAL else "no O_DIRECT on its file system"
+        raise UsageError(f"--disk {file}: {why}; allowed: a file on a disk, open to you") from None
+
+
 def argv(folder: Path, machine: Machine, ports: Sequence[int]) -> list[str]:
     """Of virtme-run, and not of vng, which makes a shell line of all this.
 
@@ -103,6 +126,7 @@ def argv(folder: Path, machine: Machine, ports: Sequence[int]) -> list[str]:
     words += ["--overlay-rwdir=/tmp"]
     words += [f"--rwdir={each}" for each in _outermost([folder, Path.cwd(), *machine.writable])]
     words += [f"--qemu-opt={word}" for word in (*_NO_EVENTFDS, *_cpu(machine), *_host_files())]
+    words += [f"--qemu-opt={word}" for word in _disk(machine)]
     for name, write_end in zip(PORTS, ports, strict=True):
         words += [f"--qemu-opt={word}" for word in _port(name, write_end)]
     for option in _KERNEL:
@@ -119,6 +143,14 @@ def _host_files() -> tuple[str, ...]:
     """The host's files once more, for ``guest`` to mount with a cache."""
     host = "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"
     return "-fsdev", host, "-device", f"virtio-9p-pci,fsdev=host,mount_tag={HOST_FILES}"
+
+
+def _disk(machine: Machine) -> tuple[str, ...]:
+    """cache=none: a flush in the machine is one of the file, and no write stays with the host."""
+    if machine.disk is None:
+        return ()
+    drive = f"file={machine.disk},if=none,id=disk,format=raw,cache=none"
+    return "-drive", drive, "-device", "virtio-blk-pci,drive=disk"
 
 
 def _port(name: str, write_end: int) -> tuple[str, ...]:
