@@ -212,12 +212,13 @@ def run(what: tuple[str, ...], **flags: Any) -> None:
     plan = _plan(what, flags)
     flags["ranks"] = flags["ranks"] or (world.size if world else plan.ranks())
     _check_most(flags, "ranks", MAX_RANKS)
-    for name in ("ps", "broker"):
-        if flags["save_samples"] and plan.has(name):
-            raise UsageError(
-                f"--save-samples: keeps the stamps of rank 0, which serves in {name} and has none; "
-                f"allowed without {name}"
-            )
+    if flags["save_samples"] and plan.has("ps"):
+        raise UsageError(
+            "--save-samples: keeps the stamps of rank 0, which serves in ps and has none; "
+            "allowed without ps"
+        )
+    if flags["save_samples"] and "kafka" in plan.channels():
+        raise UsageError("--save-samples: is not built for the channel kafka; allowed without it")
     if not flags["started_ns"] and (world is None or world.rank == 0):  # not by our own launcher
         for line in plan.left_out():
             _warn(f"-C all: left out: {line}")

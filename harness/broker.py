@@ -25,6 +25,7 @@ from commbench.harness.broker_client import PythonClient
 from commbench.harness.broker_logs import LogFolders
 from commbench.harness.broker_passes import PINGS, Pass, timed_pass, verified_pass
 from commbench.harness.broker_python import PythonServer
+from commbench.harness.broker_samples import MOST, Kept, SaveRecords, hand_in
 from commbench.harness.broker_slots import exchange_of
 from commbench.harness.broker_wire import PythonCase
 from commbench.harness.loops import failure, prepare_native
@@ -48,7 +49,14 @@ Server: TypeAlias = _native.BrokerServer | PythonServer
 class BrokerRun:
     """Runs one case on one rank; all ranks must do so together. The counterpart of ``CaseRun``."""
 
-    def __init__(self, case: Case, channel: Channel, rendezvous: Meeting, rank: int) -> None:
+    def __init__(
+        self,
+        case: Case,
+        channel: Channel,
+        rendezvous: Meeting,
+        rank: int,
+        save: SaveRecords | None = None,
+    ) -> None:
         assert case.broker is not None, "a case of broker has a spec"
         self.case = case
         self.spec: BrokerSpec = case.broker
@@ -65,6 +73,8 @@ class BrokerRun:
         self.share = Share()
         self.request_ns = 0
         self.refusal = ""  # records of this producer were refused: why
+        self.save = save
+        self.stamps = Kept(0)  # of the records of the timed pass, where they are wanted
         self.kept: object = None  # what the engine may look at until the case is finished
 
     def run(self) -> Share:
@@ -75,8 +85,12 @@ class BrokerRun:
             if self.spec.window:
                 self.one_pass(Pass(0, 0, 0, 0, verify=False, pings=PINGS), folders)
             self.share = Share(validated=self.share.validated)
-            self.one_pass(timed_pass(self.case, self.spec, self.rank), folders)
+            each = timed_pass(self.case, self.spec, self.rank)
+            if self.save is not None and self.spec.is_producer(self.rank):
+                self.stamps = Kept(min(each.count - each.warmup, MOST) if each.count else MOST)
+            self.one_pass(each, folders)
             self.share.blocks = 1
+        self.save_records()
         return self.share
 
     # -- passes
@@ -172,6 +186,7 @@ class BrokerRun:
             return
         times = [_native.Times() for _ in range(4)]
         schedule: Any = address(each.schedule) if self.native else each.schedule
+        stamps: Any = self.stamps.addresses if self.native else self.stamps
         facts = client.produce(
             batches=spec.batches(size),
             acks=ACKS[spec.acks],
@@ -191,8 +206,8 @@ class BrokerRun:
             response=times[2],
             window=spec.window,
             windows=times[3],
-            stamps=(0, 0, 0),
-            keep=0,
+            stamps=stamps,
+            keep=self.stamps.most,
         )
         if facts["error"] == errno.EREMOTEIO:
             self.refusal = str(facts["message"])  # raised when all have heard of it
@@ -225,6 +240,16 @@ class BrokerRun:
             share.broker.update(delay=delay.to_json(), response=response.to_json())
         if self.spec.window:
             share.broker.update(windows=windows.to_json(), request_ns=self.request_ns)
+
+    def save_records(self) -> None:
+        """Collective, when they are wanted: the stamps of all producers."""
+        if self.save is None:
+            return
+        counted = self.share.operations if self.spec.is_producer(self.rank) else 0
+        mine = self.stamps.first(counted)
+        self.share.broker["unsaved"] = counted - mine.shape[1]
+        for intended, start, end in hand_in(self.rendezvous, self.rank, mine):
+            self.save(intended, start, end)
 
     def ping(self, each: Pass, client: Client) -> None:
         """The first producer alone: L of the tail model."""

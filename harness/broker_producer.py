@@ -11,6 +11,7 @@ from commbench import _native
 from commbench.benchmarks import BrokerSpec
 from commbench.errors import PayloadMismatch, TransferError
 from commbench.harness import broker_wire as wire
+from commbench.harness.broker_samples import Kept
 from commbench.harness.broker_wire import Answer
 from commbench.histogram import Int64Array
 from commbench.payloads.buffers import Message
@@ -57,7 +58,7 @@ class Producer:
         batch_nbytes: int, linger_ns: int, max_in_flight: int, count: int, warmup: int,
         duration_ns: int, warmup_ns: int, schedule: Int64Array | None, seed: int, flags: int,
         latency: _native.Times, delay: _native.Times, response: _native.Times, window: int,
-        windows: _native.Times, **unused: Any,
+        windows: _native.Times, stamps: Kept, keep: int,
     ) -> None:  # fmt: skip
         self.client, self.spec, self.exchange = client, client.spec, client.exchange
         self.acks, self.linger_ns, self.max_in_flight = acks, linger_ns, max_in_flight
@@ -66,6 +67,7 @@ class Producer:
         self.schedule, self.seed, self.flags = schedule, seed, flags
         self.latency, self.delay, self.response = latency, delay, response
         self.window, self.windows, self.greatest = window, windows, 0
+        self.stamps = stamps
         self.value = Message([memoryview(bytearray(record_nbytes))])
         self.value.fill(seed, client.rank, 0)
         self.record_nbytes = record_nbytes
@@ -269,10 +271,12 @@ class Producer:
             self.latency.add(now - start)
             if self.window:
                 self.in_window(now - start)
+            intended = start
             if self.schedule is not None:
                 intended = self.origin + int(self.schedule[number])
                 self.delay.add(start - intended)
                 self.response.add(now - intended)
+            self.stamps.note(facts["counted"], intended, start, now)
             facts["first_ns"] = facts["first_ns"] if facts["counted"] else start
             facts["counted"] += 1
             facts["counted_nbytes"] += self.record_nbytes

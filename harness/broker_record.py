@@ -7,6 +7,7 @@ from typing import Any
 
 from commbench.benchmarks import BrokerSpec
 from commbench.benchmarks.broker import flush_word
+from commbench.harness.broker_samples import MOST
 from commbench.histogram import SUB_BITS, Histogram, rank_of
 from commbench.record import Record, latency_ns
 from commbench.tail_model import TAIL
@@ -180,6 +181,11 @@ def remarks(spec: BrokerSpec, broker: Record, shares: Sequence[Any]) -> list[str
             f"not sustained: {reached:.0f} of {offered:.0f} records/s were reached "
             f"({100 * reached / offered:.1f} %); the response time is that of a growing queue; "
             f"take a lower --rate"
+        )
+    if unsaved := sum(share["broker"].get("unsaved", 0) for share in shares):
+        found.append(
+            f"{unsaved} records are not in the samples, which have the first {MOST} of each "
+            f"producer; take fewer --records or a shorter -D"
         )
     if spec.consumers and broker["end_to_end_ns"] is None:
         found.append(

@@ -110,7 +110,13 @@ class Runner:
         if isinstance(channel, KafkaChannel):
             run = KafkaRun(case, channel, self.rendezvous, self.world.rank)
         elif case.broker is not None:
-            run = BrokerRun(case, channel, self.rendezvous, self.world.rank)
+            run = BrokerRun(
+                case,
+                channel,
+                self.rendezvous,
+                self.world.rank,
+                self._save_records if self.save_samples else None,
+            )
         else:
             run = CaseRun(case, channel, self.rendezvous, self.world.rank, self.stamps, save)
         share = run.run()
@@ -173,6 +179,10 @@ class Runner:
     def _save(self, start: Int64Array, end: Int64Array) -> None:
         if self.sink is not None:
             self.sink.save_samples(self.cases, start, end, None)
+
+    def _save_records(self, intended: Int64Array, start: Int64Array, end: Int64Array) -> None:
+        if self.sink is not None:
+            self.sink.save_samples(self.cases, start, end, intended)
 
 
 def open_options(kind: type[Channel], case: Case) -> dict[str, str]:

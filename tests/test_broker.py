@@ -19,6 +19,7 @@ from commbench.registry import load
 from commbench.reports.report import report
 from commbench.reports.tables import broker_words
 from commbench.reports.tail import tail_lines
+from commbench.samples import load_samples
 from commbench.schema import mismatch
 from tests import usable
 from tests.command import cases, commbench
@@ -131,6 +132,20 @@ def test_every_flush_is_counted(tmp_path: Path) -> None:
     case = ran(tmp_path / "x.jsonl", *argv)
     log = case["broker"]["log"]
     assert log["fdatasyncs"] == log["batches"] == 50
+
+
+@pytest.mark.parametrize(
+    ("loop", "argv"), [("native", ()), ("native", ("--rate", 4000)), ("python", ("--rate", 4000))]
+)
+def test_the_samples_of_every_record(loop: str, argv: tuple[object, ...], tmp_path: Path) -> None:
+    output = tmp_path / "x.jsonl"
+    who = ("--producers", 2, "--records", 600, "-x", 100, "--loop", loop)
+    case = ran(output, *who, *argv, "--save-samples")
+    found = load_samples(output, 0)
+    assert [len(found[name]) for name in ("intended", "start", "end")] == [1200] * 3
+    assert int((found["end"] - found["start"]).max()) == case["latency_ns"]["max"]
+    assert int((found["end"] - found["intended"]).max()) == case["response_ns"]["max"]
+    assert int((found["end"] - found["start"]).min()) == case["latency_ns"]["min"]
 
 
 def test_kafkas_closing_line(tmp_path: Path) -> None:
@@ -281,7 +296,7 @@ def test_bad_input_names_flag_value_and_what_is_allowed(
         (("--replication", 2), ["--replication 2", "--brokers is 1", "allowed: 1 to 1"]),
         (("--log-dir", "/proc/nowhere", "--records", 10), ["--log-dir /proc/nowhere"]),
         (("--design", "frieda", "--loop", "python"), ["polling=on", "polling=off"]),
-        (("--save-samples", "--output", "x"), ["--save-samples", "broker"]),
+        (("--save-samples", "--output", "x", "-C", "kafka"), ["--save-samples", "kafka"]),
     ],
 )
 def test_bad_input_is_one_line(argv: tuple[object, ...], words: list[str]) -> None:

@@ -145,7 +145,7 @@ typedef struct cb_produce_run {
     const int64_t *schedule;    /* open loop: when each record is due, ns from the start; else NULL */
     uint64_t seed;
     uint32_t flags;
-    int64_t *intended, *start, *end;    /* of the first `keep` records; NULL: not kept */
+    int64_t *intended, *start, *end;    /* of the first `keep` records that count; NULL: not kept */
     uint64_t keep;
     uint64_t *sent;             /* by partition: records sent, i.e. the next sequence number */
     uint32_t window;            /* > 0: also the greatest latency of each `window` records in a row */

@@ -22,13 +22,13 @@ static void record_done(producer *p, const batch *b, uint32_t i, int64_t now)
     uint64_t number = b->first + i;
     int64_t start = b->start[i];
     int64_t intended = run->schedule ? p->origin + run->schedule[number] : start;
-    if (number < run->keep) {
-        run->intended[number] = intended;
-        run->start[number] = start;
-        run->end[number] = now;
-    }
     if (number < run->warmup || start - p->origin < run->warmup_ns)
         return;
+    if (run->counted < run->keep) {
+        run->intended[run->counted] = intended;
+        run->start[run->counted] = start;
+        run->end[run->counted] = now;
+    }
     cb_times_add(&run->latency, now - start);
     if (run->window)
         in_window(p, now - start);
