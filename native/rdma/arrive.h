@@ -51,9 +51,7 @@ static inline int begin_request(conn *c, const frame_tail *t, bool one_way, arri
     if (t->nbytes > room->nbytes)
         return too_long(c, t, room->nbytes);
     a->in = (cb_incoming){c->base + t->slot, c->peer, !one_way, cut(room, a->cut, t->nbytes)};
-    a->moved = a->landed = 0;
     c->announced[class_of(t->nbytes)] = t->kind != FRAME_REQUEST && t->kind != FRAME_ONE_WAY;
-    push(&c->order, t->slot);
     return 0;
 }
 
@@ -66,8 +64,12 @@ static int take_request(conn *c, const frame_tail *t, const char *payload)
     if (rc < 0)
         return rc;
     scatter(c->r, &a->in.message, payload, t->nbytes);
-    a->state = COMPLETE;
-    deliver(c);
+    if (c->order.count == 0) {
+        hand_out(c, t->slot);
+    } else {
+        a->state = COMPLETE;
+        push(&c->order, t->slot);
+    }
     return 0;
 }
 
@@ -96,6 +98,10 @@ static int take_rts_request(conn *c, const frame_tail *t, const char *payload)
         rc = begin_request(c, t, t->kind == FRAME_RTS_ONE_WAY, &a);
     if (rc < 0)
         return rc;
+    if (a->state == FREE) {
+        a->moved = a->landed = 0;
+        push(&c->order, t->slot);
+    }
     a->state = COMING;
     if (!reads) {
         enqueue(c, OUT_CTS_REQUEST, t->slot);
@@ -276,23 +282,27 @@ static WIRE_SLOW int out_of_step(conn *c)
     return refuse(c->r, -EPROTO, "rank %d sent something that is no frame", (int)c->peer);
 }
 
-/* What the frame that is there says, and its payload. */
-static inline int open_frame(conn *c, bool is_bare, frame_tail *t, const char **payload)
+/* What the frame that is there says, into c->heard, and its payload. A frame that could not be taken is
+ * opened again. */
+static inline int open_frame(conn *c, bool is_bare, const char **payload)
 {
     const rdma *r = c->r;
-    bool sends = r->o.op == CB_RDMA_SEND || r->o.op == CB_RDMA_READ;
+    frame_tail *t = &c->heard;
     uint32_t frame = c->head & (r->depth - 1), tail = is_bare ? 0 : sizeof *t;
-    uint32_t length = sends ? c->length[frame] : r->stride;
-    const char *end = c->ring + (size_t)(r->srq ? c->entry[frame] : frame) * r->stride + length;
+    uint32_t length = r->stride, place = frame;
+    if (r->o.op == CB_RDMA_SEND || r->o.op == CB_RDMA_READ) {
+        length = c->length[frame];
+        place = r->srq ? c->entry[frame] : frame;
+    }
+    const char *end = c->ring + (size_t)place * r->stride + length;
     if (length < tail)
         return out_of_step(c);
-    if (is_bare) {
-        *t = c->heard;
-        t->slot = next_slot(c, t->slot);
-        t->consumed = next_consumed(&c->heard);
-        t->seq++;
-    } else {
+    if (!is_bare) {
         memcpy(t, end - tail, sizeof *t);
+    } else if (t->seq == c->head) {
+        t->slot = next_slot(c, t->slot);
+        t->consumed = next_consumed(t);
+        t->seq++;
     }
     if (t->seq != c->head + 1 || t->bytes > length - tail || (is_bare && (t->bytes == 0 || t->more)))
         return out_of_step(c);
@@ -328,16 +338,14 @@ static inline int look(conn *c)
     enum presence there;
     int n = 0;
     for (; (there = next_frame(c)) != ABSENT; n++) {
-        frame_tail t;
         const char *payload = NULL;
-        int rc = open_frame(c, there == BARE, &t, &payload);
+        int rc = open_frame(c, there == BARE, &payload);
         if (rc < 0)
             return rc;
-        c->credited = t.consumed;
-        rc = take(c, &t, payload);
+        c->credited = c->heard.consumed;
+        rc = take(c, &c->heard, payload);
         if (rc == -EAGAIN)
             break;
-        c->heard = t;
         if (rc == 0)
             rc = release_frame(c);
         if (rc < 0)

@@ -35,6 +35,7 @@ static int finish(void *self)
     r->arrivals = NULL;
     r->cuts = NULL;
     r->nactive = 0;
+    r->lone = NULL;
     r->c = NULL;
     return 0;
 }
@@ -98,6 +99,8 @@ static int prepare(void *self, const cb_case *c)
         rc = register_slots(&r->regions, c);
     if (rc == 0)
         rc = make_pool(r);
+    if (rc == 0 && slots == 1 && !r->o.adaptive && r->o.spin)
+        r->lone = r->active[0];
     if (rc < 0) {
         char why[sizeof r->error];
         memcpy(why, r->error, sizeof why);

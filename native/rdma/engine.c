@@ -31,6 +31,7 @@
 #include "post.h"
 #include "out.h"
 #include "arrive.h"
+#include "lone.h"
 
 static conn *conn_of(rdma *r, int32_t peer)
 {
@@ -58,6 +59,11 @@ static int start(conn *c, uint64_t ticket, const cb_iov *request, const cb_iov *
     uint32_t slot = pop(&c->free);
     flight *f = flight_at(c, slot);
     *f = (flight){.ticket = ticket, .request = request, .reply = reply, .busy = true, .due = true};
+    if (reply && says_again(c, FRAME_REQUEST, slot, request)) {
+        repeat(c, slot);
+        f->wr = c->wr_replied = c->wr;
+        return ring_bell(c->r);
+    }
     f->way = way_of_request(c, request->nbytes);
     if (c->r->o.adaptive && reply)
         f->since = now_ns();
@@ -110,7 +116,10 @@ static int exchange(void *self, int32_t peer, const cb_iov *request, const cb_io
         return refuse(r, -EINVAL, "exchange() needs a peer with nothing in flight");
     int rc = start(c, 0, request, reply);
     if (rc == 0)
-        rc = wait_for(r, CB_COMPLETED, timeout_ns);
+        rc = r->lone ? wait_for_lone(r, NULL, reply_nbytes, timeout_ns)
+                     : wait_for(r, CB_COMPLETED, timeout_ns);
+    if (rc == LONE_TAKEN)
+        return 0;
     if (rc <= 0)
         return rc < 0 ? rc : refuse(r, -ETIMEDOUT, "no reply in time");
     *reply_nbytes = retire(r)->reply_nbytes;
@@ -122,9 +131,10 @@ static int accept_some(void *self, cb_incoming *in, uint32_t max, int64_t timeou
     rdma *r = self;
     uint32_t n = 0;
     release_given(r);
-    int rc = wait_for(r, CB_ARRIVED, timeout_ns);
-    if (rc < 0)
-        return rc;
+    int rc = r->lone && max > 0 ? wait_for_lone(r, in, NULL, timeout_ns)
+                                : wait_for(r, CB_ARRIVED, timeout_ns);
+    if (rc < 0 || rc == LONE_TAKEN)
+        return rc < 0 ? rc : 1;
     for (; n < max && r->arrived.count > 0; n++) {
         uint32_t at = pop(&r->arrived);
         in[n] = r->arrivals[at].in;
@@ -152,6 +162,11 @@ static int answer(void *self, uint64_t ticket, const cb_iov *message)
     if (message->nbytes > r->c->answer_nbytes)
         return refuse(r, -EMSGSIZE, "an answer is larger than this case announced");
     conn *c = &r->conns[a->in.peer];
+    if (says_again(c, FRAME_REPLY, (uint32_t)ticket - c->base, message)) {
+        repeat(c, (uint32_t)ticket - c->base);
+        a->state = FREE;
+        return ring_bell(r);
+    }
     uint64_t blocks = (uint64_t)r->c->window * r->c->npeers;
     a->answer = r->pool.block > 0 ? coalesce(r, blocks + ticket, message) : *message;
     a->way = way_of_answer(c, message->nbytes);

@@ -64,26 +64,32 @@ static int pack(conn *c, struct ibv_send_wr *w, struct ibv_sge *sges, const cb_i
 
 static const cb_iov NOTHING = {NULL, 0, 0};
 
+/* Whether the receiver of a frame by op=write would see that it is there, and that it has no tail. Bytes
+ * of its last word that are not the payload's are UNTOUCHED(seq)'s, so never `seq`'s. */
+static inline bool shows(const conn *c, const cb_iov *payload)
+{
+    const struct iovec *last = &payload->iov[payload->n - 1];
+    uint32_t seq = c->sent + 1, word;
+    const char *end = (const char *)last->iov_base + last->iov_len;
+    if (last->iov_len == 0 || (uint8_t)end[-1] == LAST_BYTE(UNTOUCHED(seq)))
+        return false;
+    if (payload->nbytes < sizeof word)
+        return true;
+    if (last->iov_len < sizeof word)
+        return false;
+    memcpy(&word, end - sizeof word, sizeof word);
+    return word != seq;
+}
+
 /* Whether the receiver knows what the tail would say, and would see that there is none: see wire.h,
  * BARE FRAMES. */
 static inline bool bare(const conn *c, uint32_t kind, uint32_t slot, uint64_t nbytes, uint32_t more,
                         const cb_iov *payload)
 {
     const frame_tail *before = &c->said;
-    if (nbytes != before->nbytes || slot != next_slot(c, before->slot) || kind != before->kind ||
-        more || payload->nbytes != before->bytes || c->freed != next_consumed(before) ||
-        before->bytes == 0)
-        return false;
-    if (c->r->o.op != CB_RDMA_WRITE)
-        return true;
-    const struct iovec *last = &payload->iov[payload->n - 1];
-    uint32_t seq = c->sent + 1, word = UNTOUCHED(seq);
-    uint32_t part = before->bytes < sizeof word ? before->bytes : sizeof word;
-    if (last->iov_len < part)
-        return false;
-    memcpy((char *)&word + sizeof word - part, (const char *)last->iov_base + last->iov_len - part,
-           part);
-    return word != seq && LAST_BYTE(word) != LAST_BYTE(UNTOUCHED(seq));
+    return nbytes == before->nbytes && kind == before->kind && payload->nbytes == before->bytes &&
+           before->bytes > 0 && slot == next_slot(c, before->slot) && !more &&
+           c->freed == next_consumed(before) && (c->r->o.op != CB_RDMA_WRITE || shows(c, payload));
 }
 
 /* Where a frame of so many bytes goes, which ends where its entry ends. */
@@ -100,17 +106,26 @@ static inline bool repeats(const conn *c, const cb_iov *payload)
            payload->iov[0].iov_base == c->r->again_from && c->wr - c->wr_done < c->r->o.tx_depth;
 }
 
-static inline int repeat(conn *c, uint32_t entry)
+/* 1: the payload may be changed at once. */
+static inline int repeat(conn *c, uint32_t slot)
 {
     struct ibv_send_wr *w = &c->r->wrs[0];
+    uint32_t entry = c->sent & (c->theirs.ring_depth - 1);
     c->told = c->said.consumed = c->freed;
-    c->said.slot = next_slot(c, c->said.slot);
+    c->said.slot = slot;
     c->said.seq = ++c->sent;
     w->send_flags &= ~(unsigned)IBV_SEND_SIGNALED;
     w->wr.rdma.remote_addr = place_of(c, entry, c->said.bytes);
     c->r->batching = c;
     commit(c, w, c->said.bytes, false);
     return (w->send_flags & IBV_SEND_INLINE) != 0;
+}
+
+/* A whole message for which repeat() is all that there is to do. */
+static inline bool says_again(const conn *c, uint32_t kind, uint32_t slot, const cb_iov *message)
+{
+    return repeats(c, message) && c->queue.count == 0 && credit(c, FRAME_RESERVE) &&
+           !c->r->o.adaptive && bare(c, kind, slot, message->nbytes, 0, message);
 }
 
 /* One frame; the caller has looked for credits. `listed`: its payload is no registered memory. Nothing
@@ -121,11 +136,11 @@ static inline int frame(conn *c, uint32_t kind, uint32_t slot, uint64_t nbytes, 
     rdma *r = c->r;
     struct ibv_sge *sges;
     uint32_t entry = c->sent & (c->theirs.ring_depth - 1);
-    uint64_t whole = payload->nbytes + sizeof(frame_tail);
-    bool fits = payload->n < r->max_sge, in_wr = fits && whole <= r->limits.max_inline;
     bool without = bare(c, kind, slot, nbytes, more, payload);
     if (without && repeats(c, payload))
-        return repeat(c, entry);
+        return repeat(c, slot);
+    uint64_t whole = payload->nbytes + sizeof(frame_tail);
+    bool fits = payload->n < r->max_sge, in_wr = fits && whole <= r->limits.max_inline;
     int rc = make_room(c);
     if (rc < 0)
         return rc;

@@ -93,8 +93,7 @@ static inline struct ibv_send_wr *next_wr(conn *c, struct ibv_sge **sges)
 {
     rdma *r = c->r;
     struct ibv_send_wr *w = &r->wrs[r->batched];
-    if (r->batched == 0)
-        r->again = NULL;
+    r->again = NULL;
     r->batching = c;
     *sges = r->sges[r->batched];
     w->sg_list = *sges;

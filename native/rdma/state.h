@@ -108,6 +108,7 @@ struct rdma {
     const cb_case *c;           /* NULL between cases */
     conn **active;
     uint32_t nactive;
+    conn *lone;                 /* the one peer of a case that has one message in flight; see lone.h */
     flight *flights;
     arrival *arrivals;
     struct iovec *cuts;
@@ -208,6 +209,12 @@ static inline void mark_untouched(conn *c, uint32_t seq)
     __atomic_store_n(last_word(c, (seq - 1) & (c->r->depth - 1)), UNTOUCHED(seq), __ATOMIC_RELEASE);
 }
 
+static inline void hand_out(conn *c, uint32_t slot)
+{
+    arrival_at(c, slot)->state = ARRIVED;
+    push(&c->r->arrived, c->base + slot);
+}
+
 /* Requests go to the application in the order in which they were begun. */
 static void deliver(conn *c)
 {
@@ -215,8 +222,7 @@ static void deliver(conn *c)
         uint32_t slot = c->order.at[c->order.head];
         if (arrival_at(c, slot)->state != COMPLETE)
             return;
-        arrival_at(c, slot)->state = ARRIVED;
-        push(&c->r->arrived, c->base + slot);
+        hand_out(c, slot);
         pop(&c->order);
     }
 }

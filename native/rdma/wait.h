@@ -3,13 +3,14 @@
 #define DRAIN_NS INT64_C(5000000000)
 #define PROBE_NS INT64_C(1000000000)
 
-static int have(const rdma *r)
+static inline int have(const rdma *r, int what)
 {
-    return (r->done.count ? CB_COMPLETED : 0) | (r->arrived.count ? CB_ARRIVED : 0);
+    return (what & CB_COMPLETED && r->done.count ? CB_COMPLETED : 0) |
+           (what & CB_ARRIVED && r->arrived.count ? CB_ARRIVED : 0);
 }
 
 /* One turn over everything; how much happened. */
-static inline int look_all(rdma *r)
+static int look_all(rdma *r)
 {
     int n = 0, rc = 0;
     if (r->o.op != CB_RDMA_WRITE && (n = reap_receives(r)) < 0)
@@ -69,7 +70,7 @@ static WIRE_SLOW int doze(rdma *r, int64_t wait_ns)
     int rc = reap_sends(r);
     if (rc == 0)
         rc = look_all(r);
-    if (rc != 0 || have(r))
+    if (rc != 0 || have(r, CB_COMPLETED | CB_ARRIVED))
         return rc < 0 ? rc : 0;
     if (ppoll(&p, 1, &ts, NULL) > 0)
         clear_events(r);
@@ -116,13 +117,32 @@ static inline int wait_for(rdma *r, int what, int64_t timeout_ns)
 {
     patience p = {.timeout_ns = timeout_ns, .left = timeout_ns};
     for (;;) {
-        int ready = have(r) & what;
+        int ready = have(r, what);
         if (ready)
             return ready;
         if (over(r, &p))
             return stopped(r) ? cancelled(r) : 0;
         int rc = turn(r, &p);
         if (rc < 0)
+            return rc;
+    }
+}
+
+/* The same for the request (`in`) or the reply of a lone exchange: also LONE_TAKEN. */
+static int wait_for_lone(rdma *r, cb_incoming *in, uint64_t *reply_nbytes, int64_t timeout_ns)
+{
+    patience p = {.timeout_ns = timeout_ns, .left = timeout_ns};
+    for (;;) {
+        int rc = 0, ready = have(r, in ? CB_ARRIVED : CB_COMPLETED);
+        if (ready)
+            return ready;
+        for (int i = 0; rc == 0 && i < LONE_LOOKS; i++)
+            rc = in ? lone_request(r, in) : lone_reply(r, reply_nbytes);
+        if (rc != 0)
+            return rc;
+        if (over(r, &p))
+            return stopped(r) ? cancelled(r) : 0;
+        if ((rc = turn(r, &p)) < 0)
             return rc;
     }
 }
