@@ -92,8 +92,9 @@ class PythonServer:
         self.clients_left = spec.producers + spec.consumers
         self.waiting = 0
         self.now_ns = self.quiet_ns = _native.now_ns()
-        names = ("produced", "fetched", "refused", "records", "deferred", "copied", "allocated")
-        self.facts: dict[str, Any] = {**dict.fromkeys(names, 0), "most_waiting": 0, "error": 0}
+        names = ["produced", "fetched", "refused", "records", "deferred", "copied", "allocated"]
+        names += ["overtook", "most_waiting", "error"]
+        self.facts: dict[str, Any] = dict.fromkeys(names, 0)
 
     def hold(self, partition: int, log: _native.Log) -> None:
         first, *others = self.spec.replicas(partition)
@@ -159,6 +160,8 @@ class PythonServer:
             request.body = memoryview(bytearray(request.body))
             self.facts["copied"] += request.body.nbytes
             self.facts["allocated"] += 1
+        here = sum(other < request.correlation for other in connection.queue)
+        self.facts["overtook"] += here < ahead
         connection.queue[request.correlation] = Taken(incoming, request)
         self.waiting += 1
         self.facts["most_waiting"] = max(self.facts["most_waiting"], self.waiting)

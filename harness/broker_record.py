@@ -15,7 +15,7 @@ from commbench.tail_model import TAIL
 MOST_PERCENTILES = (99.99,)  # on top of those of every case
 SUSTAINED = 0.99  # of the offered rate
 _CRC_STEP = 8  # bytes of a CRC instruction
-_TOTALS = ("produced", "fetched", "refused", "deferred", "allocated")
+_TOTALS = ("produced", "fetched", "refused", "deferred", "allocated", "overtook")
 
 
 def broker_fields(

@@ -29,6 +29,7 @@ CHANNELS = [
     "uds",
     usable.channel("grpc-core"),
     usable.channel("mpi"),
+    usable.channel("grpc+mpi"),
 ]
 
 

@@ -98,7 +98,7 @@ def test_requests_are_taken_up_in_the_order_of_their_correlations(tmp_path: Path
         assert [answers[at].offset for at in (0, 1)] == [0, 3]
         assert raw.ask(request(END, 2)).error == 0
 
-    meet(case(), tmp_path, client)
+    assert meet(case(), tmp_path, client)["overtook"] == 1
 
 
 def test_a_correlation_out_of_the_window_ends_the_run(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ struct Server {
         facts["deferred"] = run.deferred;
         facts["copied"] = run.copied;
         facts["allocated"] = run.allocated;
+        facts["overtook"] = run.overtook;
         facts["most_waiting"] = run.most_waiting;
         facts["rss_half"] = run.rss_half;
         facts["rss_end"] = run.rss_end;

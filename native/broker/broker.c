@@ -76,18 +76,21 @@ static int answer_stray(broker *b, const cb_incoming *in)
 static int enqueue(broker *b, connection *n, uint32_t at)
 {
     taken *t = &b->taken[at];
-    uint32_t ahead = (uint32_t)t->r.correlation - n->expected, *link = &n->queue;
+    uint32_t ahead = (uint32_t)t->r.correlation - n->expected, here = 0, *link = &n->queue;
     if (ahead >= b->run->c->window)
         return complain(b, -EPROTO, t->peer, "rank %d sent request %u where %u comes next", t->peer,
                         (uint32_t)t->r.correlation, n->expected);
     while (*link != NOBODY &&
-           (uint32_t)b->taken[*link].r.correlation - n->expected < ahead)
+           (uint32_t)b->taken[*link].r.correlation - n->expected < ahead) {
         link = &b->taken[*link].later;
+        here++;
+    }
     if (*link != NOBODY && b->taken[*link].r.correlation == t->r.correlation)
         return complain(b, -EPROTO, t->peer, "rank %d sent request %u twice", t->peer,
                         (uint32_t)t->r.correlation);
     t->later = *link;
     *link = at;
+    b->run->overtook += here < ahead;
     return 0;
 }
 

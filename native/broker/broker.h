@@ -99,6 +99,7 @@ typedef struct cb_serve_run {
     uint64_t records, deferred; /* appended as leader; requests that waited for replicas */
     uint64_t copied;            /* bytes that this loop copied, the engine's own not counted */
     uint64_t allocated;         /* buffers allocated for requests */
+    uint64_t overtook;          /* requests that came before an earlier one of their rank */
     uint64_t most_waiting;      /* requests taken and not answered, at most at once */
     uint64_t rss_half, rss_end; /* resident bytes when half of the time was over, and at the end */
     int32_t peer;
