@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from commbench import _native
 from commbench.benchmarks import PsSpec, benchmark
 from commbench.channels.base import Capability, Channel
-from commbench.channels.kafka import KafkaChannel
 from commbench.channels.loopback import LoopbackChannel
 from commbench.errors import ChannelUnavailable
 from commbench.harness.binding import data_masks
-from commbench.harness.broker import BrokerRun
-from commbench.harness.broker_record import MOST_PERCENTILES, broker_fields, kafka_fields
 from commbench.harness.hardware import peak_rss_bytes
-from commbench.harness.kafka.case import KafkaRun
 from commbench.harness.loops import Stamps
 from commbench.harness.measure import CaseRun, Share
 from commbench.harness.rendezvous import Rendezvous
@@ -30,6 +26,11 @@ from commbench.payloads.spec import PayloadSpec
 from commbench.plan import Case
 from commbench.record import Measured, Record, make_case_record, per_second
 from commbench.registry import known, load_path
+
+if TYPE_CHECKING:  # only a rank that measures them loads them: an import is a part of the start
+    from commbench.channels.kafka import KafkaChannel
+    from commbench.harness.broker import BrokerRun
+    from commbench.harness.kafka.case import KafkaRun
 
 CLOCK = "CLOCK_MONOTONIC"
 _TIMER_SHARE = 0.05  # Hoefler & Belli, SC'15: reading the clock may cost 5 % of a sample
@@ -105,20 +106,7 @@ class Runner:
             raise ChannelUnavailable(f"channel {case.channel} cannot run here: {error}") from None
 
     def run_case(self, case: Case, channel: Channel, about: dict[str, Any]) -> None:
-        save = self._save if self.save_samples else None
-        run: CaseRun | BrokerRun | KafkaRun
-        if isinstance(channel, KafkaChannel):
-            run = KafkaRun(case, channel, self.rendezvous, self.world.rank)
-        elif case.broker is not None:
-            run = BrokerRun(
-                case,
-                channel,
-                self.rendezvous,
-                self.world.rank,
-                self._save_records if self.save_samples else None,
-            )
-        else:
-            run = CaseRun(case, channel, self.rendezvous, self.world.rank, self.stamps, save)
+        run = self.run_of(case, channel)
         share = run.run()
         if "affinity" not in about:  # once a block, when all threads have started
             about.update(
@@ -136,6 +124,21 @@ class Runner:
         self.cases += 1
         self.last_row_ns = _native.now_ns()
 
+    def run_of(self, case: Case, channel: Channel) -> CaseRun | BrokerRun | KafkaRun:
+        """The passes of this case."""
+        if case.broker is None:
+            save = self._save if self.save_samples else None
+            return CaseRun(case, channel, self.rendezvous, self.world.rank, self.stamps, save)
+        if channel.name == "kafka":
+            from commbench.harness.kafka.case import KafkaRun
+
+            cluster = cast("KafkaChannel", channel)
+            return KafkaRun(case, cluster, self.rendezvous, self.world.rank)
+        from commbench.harness.broker import BrokerRun
+
+        records = self._save_records if self.save_samples else None
+        return BrokerRun(case, channel, self.rendezvous, self.world.rank, records)
+
     def record(
         self,
         case: Case,
@@ -149,7 +152,7 @@ class Runner:
         record = make_case_record(
             case.key(),
             measured,
-            percentiles=(*self.percentiles, *(MOST_PERCENTILES if case.broker else ())),
+            percentiles=self.most_percentiles(case),
             loop="native" if run.native else "python",
             estimator=kind.estimator(case.rtt),
             delivery=delivery(case, channel),
@@ -171,10 +174,19 @@ class Runner:
             if case.ps.mode != "echo":
                 record["work"] = work(case.ps, shares)
         if case.broker is not None:
-            fields = kafka_fields if isinstance(run, KafkaRun) else broker_fields
+            from commbench.harness.broker_record import broker_fields, kafka_fields
+
+            fields = kafka_fields if channel.name == "kafka" else broker_fields
             record |= fields(case.broker, record, shares, self.percentiles)
         record["warnings"] = [*record["warnings"], *warnings(record)]
         return record
+
+    def most_percentiles(self, case: Case) -> tuple[float, ...]:
+        if case.broker is None:
+            return tuple(self.percentiles)
+        from commbench.harness.broker_record import MOST_PERCENTILES
+
+        return (*self.percentiles, *MOST_PERCENTILES)
 
     def _save(self, start: Int64Array, end: Int64Array) -> None:
         if self.sink is not None:

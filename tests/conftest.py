@@ -33,11 +33,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs two RDMA devices: make test-rdma runs it in the Soft-RoCE machine")
 
 
-@pytest.fixture(autouse=True)
-def released(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whatever a test did with the devices, no process has memory registered any more."""
+@pytest.fixture(autouse=True, scope="module")
+def released() -> Iterator[None]:
+    """Whatever a file's tests did with the devices, no process has memory registered any more."""
     yield
-    if request.node.get_closest_marker("rdma"):
+    if IN_MACHINE in os.environ:
         words = ["rdma", "-j", "resource", "show", "mr"]
         shown = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
         assert [each for each in json.loads(shown.stdout or "[]") if each] == []

@@ -55,6 +55,16 @@ def test_a_report_loads_no_channel_and_no_harness(tmp_path: Path) -> None:
     assert not [m for m in modules if m.startswith(("commbench.channels", "commbench.harness"))]
 
 
+def test_a_rank_loads_no_broker_that_it_does_not_measure() -> None:
+    program = "import commbench.harness.runner, json, sys; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    modules = json.loads(done.stdout)
+    parts = ("commbench.harness.broker", "commbench.harness.kafka", "commbench.channels.kafka")
+    assert not [m for m in modules if m.startswith(parts)]
+
+
 def test_the_time_is_printed() -> None:
     script = Path(__file__).parent.parent / "benchmarks" / "startup.py"
     done = subprocess.run(
