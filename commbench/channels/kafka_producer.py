@@ -7,7 +7,7 @@ no header and no compiler are needed. Both take the same block and write the sam
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from commbench.harness.block import Stamps
 from commbench.harness.stop import StopFlag
 
 _LOOK_S = 0.05  # a wait is no longer before the stop flag is looked at
+MESSAGE_TIMED_OUT = -192  # RD_KAFKA_RESP_ERR__MSG_TIMED_OUT
 _SPIN_NS = 100_000  # an open loop does not sleep closer than this to its next record
 
 
@@ -27,7 +28,7 @@ class Producer(Protocol):
     loop: str
 
     def run(self, block: RecordBlock, stamps: Stamps, stop: StopFlag) -> Delivered:
-        """Until every record has its delivery report.
+        """Until every record has its delivery report. After one failed no more are produced.
 
         ``start`` is the call of produce and ``end`` the report; 0 for a record that failed.
         ``intended`` is absolute afterwards, in a closed loop the same as ``start``. Raises
@@ -150,14 +151,14 @@ class PythonProducer:
             self._trouble = error.str()
 
     def run(self, block: RecordBlock, stamps: Stamps, stop: StopFlag) -> Delivered:
-        one = _PythonBlock(block, stamps)
+        one = _PythonBlock(block, stamps, lambda: self._trouble)
         quiet_since = _native.now_ns()
         while one.done < one.count:
-            before, idle = one.done, one.next == one.done and not one.waiting
+            before, idle = one.acked, one.next == one.done and not one.waiting
             self._produce(one)
             one.look_at_the_time()
             self._producer.poll(one.wait_s())
-            if one.done != before or idle:
+            if one.acked != before or idle:
                 quiet_since = _native.now_ns()
             self._check(one, stop, quiet_since)
         one.finish()
@@ -212,8 +213,8 @@ class PythonProducer:
 class _PythonBlock:
     """Where a block of the Python loop stands."""
 
-    def __init__(self, block: RecordBlock, stamps: Stamps) -> None:
-        self.block, self.stamps = block, stamps
+    def __init__(self, block: RecordBlock, stamps: Stamps, trouble: Callable[[], str]) -> None:
+        self.block, self.stamps, self.trouble = block, stamps, trouble
         self.next = self.done = self.acked = self.failed = self.full = 0
         self.waiting = self.over = False
         self.reason = ""
@@ -229,8 +230,8 @@ class _PythonBlock:
         return self.next < self.count and not 0 < self.block.window <= flying
 
     def look_at_the_time(self) -> None:
-        """When it is up nothing more is produced."""
-        if self.until and _native.now_ns() >= self.until:
+        """When it is up, or a record failed, nothing more is produced."""
+        if self.failed or (self.until and _native.now_ns() >= self.until):
             self.count, self.waiting = self.next, False
 
     def due_ns(self) -> int:
@@ -250,7 +251,8 @@ class _PythonBlock:
         self.done += 1
         if error is not None:
             self.failed += 1
-            self.reason = self.reason or str(error.str())
+            why = self.trouble() if error.code() == MESSAGE_TIMED_OUT else ""
+            self.reason = self.reason or ": ".join(filter(None, (str(error.str()), why)))
             return
         self.acked += 1
         self.stamps.end[index] = now

@@ -69,7 +69,7 @@ enum { CB_KAFKA_PRODUCER = 0, CB_KAFKA_ANY_PARTITION = -1 };
 enum { CB_KAFKA_PURGE_QUEUE = 1, CB_KAFKA_PURGE_INFLIGHT = 2 };
 enum {                          /* rd_kafka_resp_err_t; below 0: of the library itself */
     CB_KAFKA_QUEUE_FULL = -184, CB_KAFKA_AUTHENTICATION = -169, CB_KAFKA_FATAL = -150,
-    CB_KAFKA_ALL_BROKERS_DOWN = -187
+    CB_KAFKA_ALL_BROKERS_DOWN = -187, CB_KAFKA_MESSAGE_TIMED_OUT = -192
 };
 
 #ifdef __cplusplus

@@ -30,7 +30,7 @@ typedef struct cb_kafka_block {
     int64_t *offset;            /* where the record was put; both may be NULL */
     int32_t *partition;
     /* out */
-    uint64_t produced;          /* the first so many of `count` */
+    uint64_t produced;          /* the first so many of `count`; after a record failed no more are */
     uint64_t acked, failed;     /* records with a good and with a bad delivery report */
     uint64_t full;              /* records that met a full queue */
     int32_t error;              /* librdkafka's code of the first failed record, or 0 */
