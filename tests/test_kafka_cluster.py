@@ -186,9 +186,32 @@ def test_a_record_that_the_broker_refuses(cluster: Cluster) -> None:
         site.topic = made
 
 
-def test_more_replicas_than_brokers(cluster: Cluster) -> None:
-    with pytest.raises(Exception, match=r"--replication 2: allowed: up to 1"):
-        Site(cluster.settings(replication=2))
+def test_more_replicas_than_the_cluster_has_brokers(cluster: Cluster) -> None:
+    """How many there are is the cluster's to say; the ranks of --brokers are none of them."""
+    argv = ("--bootstrap-servers", cluster.servers, "--replication", 2)
+    ended = commbench("run", "broker", "-C", "kafka", *argv)
+    ended.one_line(2, "--replication 2: allowed: up to 1")
+
+
+@pytest.mark.parametrize("loop", ["native", "python"])
+def test_consumers_of_a_real_cluster(cluster: Cluster, loop: str, tmp_path: Path) -> None:
+    output = tmp_path / "x.jsonl"
+    argv = [
+        "--bootstrap-servers",
+        cluster.servers,
+        "--loop",
+        loop,
+        "--acks",
+        "0",
+        "--records",
+        2000,
+    ]
+    argv += ["--producers", 2, "--consumers", 1, "--partitions", 2, "-x", 100, "-c"]
+    commbench("run", "broker", "-C", "kafka", *argv, "--output", output).ok()
+    (case,) = cases(output)
+    assert mismatch("case", case) is None
+    assert (case["loop"], case["n"]) == (loop, 4000)
+    assert case["broker"]["end_to_end_ns"]["min"] > 0
 
 
 def test_the_channel_and_kafkas_own_tool_on_one_cluster(cluster: Cluster, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from commbench import _native
-from commbench.channels.kafka_records import Delivered, RecordBlock
+from commbench.channels.kafka_records import STAMP_NBYTES, Delivered, RecordBlock
 from commbench.errors import ChannelUnavailable, Interrupted, TransferError, UsageError
 from commbench.harness.block import Stamps
 from commbench.harness.stop import StopFlag
@@ -89,14 +89,16 @@ class NativeProducer:
         self._values: object = None  # librdkafka may refer to them until it is closed
 
     def run(self, block: RecordBlock, stamps: Stamps, stop: StopFlag) -> Delivered:
-        self._values = block.values
-        places = block.places
+        self._values = block.values or self._values
+        values, places = block.values, block.places
         outcome = self._producer.run(
             count=block.count,
-            records=block.values.address,
-            nrecords=block.values.count,
-            record_nbytes=block.values.nbytes,
-            stride=block.values.stride,
+            records=values.address if values else 0,
+            nrecords=values.count if values else 1,
+            record_nbytes=values.nbytes if values else 0,
+            stride=values.stride if values else 0,
+            stamped=block.stamped,
+            warmup=block.warmup,
             window=block.window,
             partitions=block.partitions,
             open=block.open,
@@ -173,10 +175,11 @@ class PythonProducer:
         index, block = one.next, one.block
         if not one.waiting:
             one.stamps.start[index] = _native.now_ns()
+            one.stamp(index)
         try:
             self._producer.produce(
                 self._topic,
-                bytes(block.values.view(index)),
+                bytes(block.values.view(index)) if block.values else None,
                 partition=index % block.partitions if block.partitions else -1,
                 on_delivery=partial(one.delivered, index),
             )
@@ -228,6 +231,12 @@ class _PythonBlock:
     def may_produce(self) -> bool:
         flying = self.next - self.done
         return self.next < self.count and not 0 < self.block.window <= flying
+
+    def stamp(self, index: int) -> None:
+        """Its start, for consumers."""
+        if self.block.stamped and self.block.values:
+            start = 0 if index < self.block.warmup else int(self.stamps.start[index])
+            self.block.values.view(index)[:STAMP_NBYTES] = start.to_bytes(STAMP_NBYTES, "little")
 
     def look_at_the_time(self) -> None:
         """When it is up, or a record failed, nothing more is produced."""

@@ -215,12 +215,14 @@ static bool produce_one(cb_kafka *k)
     uint64_t i = k->next;
     int32_t partition = b->partitions ? (int32_t)(i % (uint64_t)b->partitions)
                                       : CB_KAFKA_ANY_PARTITION;
-    void *value = (void *)(uintptr_t)(b->records + i % b->nrecords * b->stride);
+    char *value = b->records ? b->records + i % b->nrecords * b->stride : NULL;
     void *tag = (void *)(uintptr_t)(k->round << ROUND_SHIFT | i);
 
     if (!k->waiting)
         b->start[i] = cb_now_ns();
-    int rc = k->library->produce_(k->topic, partition, 0, value, b->record_nbytes, NULL, 0, tag);
+    if (b->stamped && !k->waiting)
+        memcpy(value, i < b->warmup ? &(int64_t){0} : &b->start[i], sizeof *b->start);
+    int rc = k->library->produce_(k->topic, partition, b->stamped ? CB_KAFKA_COPY : 0, value, b->record_nbytes, NULL, 0, tag);
     int err = rc == 0 ? 0 : k->library->last_error_();
     if (err == CB_KAFKA_QUEUE_FULL) {
         b->full += !k->waiting;
