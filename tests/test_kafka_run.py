@@ -119,7 +119,10 @@ def test_a_kafka_that_is_not_there() -> None:
         (["broker", "-C", "kafka", "-o", "nodots=1"], ["-o nodots=1", "bootstrap_servers"]),
         (["broker", "-C", "kafka", "-o", "acks=1.5"], ["acks"]),
         (["broker", "-C", "kafka", "-o", "linger.ms=5"], ["-o linger.ms=5", "--linger-ms"]),
-        (["broker", "-C", "kafka", "-o", "no.such=1"], ["No such configuration property"]),
+        (
+            ["broker", "-C", "kafka", "-o", "no.such=1"],
+            ["-o no.such=1", "No such configuration property"],
+        ),
         (["broker", "-C", "kafka", "-o", "sasl.password=x"], ["sasl.password", "--kafka-config"]),
         (["broker", "-C", "kafka", "--kafka-config", "none"], ["--kafka-config none"]),
     ],

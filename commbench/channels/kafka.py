@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from commbench.benchmarks.broker import flush_word
 from commbench.channels import kafka_admin
 from commbench.channels.base import Capability, Option
-from commbench.channels.kafka_settings import check_option, read_config
+from commbench.channels.kafka_settings import check_option, check_properties, read_config
 from commbench.channels.native_only import NativeOnlyChannel
 from commbench.errors import UsageError
 
@@ -88,7 +88,8 @@ class KafkaChannel(NativeOnlyChannel):
 
     @classmethod
     def check_case(cls, case: Case) -> None:
-        """What commbench's own broker has and a Kafka has not."""
+        """What commbench's own broker has and a Kafka has not; properties that there are not."""
+        check_properties({name: each for name, each in case.options.items() if name not in _NAMED})
         spec = case.broker
         assert spec is not None, "the channel is for the benchmark broker"
         flush = "the cluster's own matter (log.flush.interval.messages)"
