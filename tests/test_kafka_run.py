@@ -71,7 +71,7 @@ def test_consumers_read_every_record_in_order(
 
 def test_consumers_of_a_run_by_duration(tmp_path: Path) -> None:
     argv = ("-D", "500ms", "--warmup-time", "100ms", "--consumers", 1, "--acks", "all")
-    case = ran(tmp_path / "x.jsonl", *argv)
+    case = ran(tmp_path / "x.jsonl", *argv, "--rate", 1000)
     assert 0 < case["broker"]["end_to_end_ns"]["min"] < 60e9
     assert case["broker"]["records"] > case["n"] > 0
 

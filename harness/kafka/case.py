@@ -76,9 +76,8 @@ class KafkaRun:
         connection = self.settings.connection(servers)
         partitions = self.spec.consumed(self.rank)
         consumer = open_consumer(connection, topic, partitions, self.native)
-        return Consuming(
-            self.case, self.spec, self.rank, self.rendezvous.stop, consumer, connection, topic
-        )
+        stop, mock = self.rendezvous.stop, self.settings.mock
+        return Consuming(self.case, self.spec, self.rank, stop, consumer, connection, topic, mock)
 
     def timed(self, part: Producing | Consuming | None) -> None:
         """Collective."""
