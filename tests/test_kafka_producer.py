@@ -194,7 +194,7 @@ def test_nothing_is_produced_after_a_record_timed_out(loop: str) -> None:
         told = producer.run(block(10_000, open=True), stamps, StopFlag())
     assert time.monotonic() - began < 10
     assert told.acked == 0 and 0 < told.failed == told.produced < 1000
-    with pytest.raises(TransferError, match=r"not acknowledged: .*timed out: .*127\.0\.0\.1"):
+    with pytest.raises(TransferError, match=r"not acknowledged: .*timed out: .+"):
         told.check()
 
 
