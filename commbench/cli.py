@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 MAX_RANKS = 512  # on one host: more of them would measure the scheduler
 MAX_REPEAT = 10_000
-_SAY_S = 1.5  # for the first rank of a host to say what is wrong
 LAUNCH_INDEX = "--launch-index"  # hidden; what our launcher adds begins with it
 
 # long name, short name, metavar, help: the settings that a job file has too (commbench.jobs)
@@ -75,6 +74,7 @@ _SETTINGS = (
     ("records-in-flight", None, "LIST", "broker: single records instead of batches; tail model."),
     ("flush", None, "WHEN", "broker: none, every-N or every-record (fdatasync).  [none]"),
     ("design", None, "NAME", "broker: kafka or frieda.  [kafka]"),
+    ("handlers", None, "N", "broker: threads with polling=on.  [by processors and partitions]"),
     ("log-dir", None, "DIR", "broker: keep the logs in DIR.  [temporary folders, removed]"),
     ("loop", None, "LOOP", "auto, native or python.  [auto]"),
     ("timeout", None, "TIME", "Longest wait without progress.  [60s]"),
@@ -488,22 +488,6 @@ def _open_streams() -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ±
 
 
-def _another_says_it() -> bool:
-    """Of the ranks that somebody else's launcher started on this host, all read the same flags and
-    the first one says what is wrong. The others give it the time to: a launcher may end all ranks
-    when the first one ends."""
-    from commbench.harness.world import detect
-
-    try:
-        world = detect(os.environ)
-    except CommbenchError:
-        return False
-    if world is None or world.rank == 0 or not world.local_rank:
-        return False
-    time.sleep(_SAY_S)
-    return True
-
-
 def main() -> None:
     """The console script: our errors and click's become one line and the documented exit code."""
     _open_streams()
@@ -518,8 +502,6 @@ def main() -> None:
         code, line = error.exit_code, error.format_message()
     except (_CtrlC, click.Abort):
         raise KeyboardInterrupt from None
-    if line and code == UsageError.exit_code and _another_says_it():
-        line = ""
     if line:
         click.echo(f"commbench: {' '.join(line.split())}", err=True)
     sys.exit(code)

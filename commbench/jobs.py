@@ -152,6 +152,7 @@ SETTINGS: Mapping[str, Setting] = {
     "flush": Setting("broker.flush_every", parse_flush, "--flush"),
     "design": Setting("broker.design", _one_of(*DESIGNS), "--design"),
     "design-option": Setting("broker.design_options", parse_design_options, "--design-option"),
+    "handlers": Setting("broker.handlers", parse_count, "--handlers"),
     "log-dir": Setting("broker.log_dir", _text, "--log-dir"),
     "loop": Setting("loop", _text, "--loop"),
     "timeout": Setting("timeout_s", parse_duration, "--timeout"),

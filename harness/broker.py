@@ -160,6 +160,7 @@ class BrokerRun:
             shape(spec),
             self.rank,
             design_bits(spec),
+            spec.handler_threads(self.rank, len(os.sched_getaffinity(0))),
             spec.channel_buffer,
             patience_ns,
             FETCH_WAIT_NS,
@@ -175,7 +176,9 @@ class BrokerRun:
             raise TransferError(
                 f"{facts['refused']} requests with acks=0 were refused by this broker"
             )
-        self.share.broker.update(role="broker", cpus=len(os.sched_getaffinity(0)), **numbers(facts))
+        cpus = len(os.sched_getaffinity(0))
+        threads = spec.handler_threads(self.rank, cpus)
+        self.share.broker.update(role="broker", cpus=cpus, handlers=threads, **numbers(facts))
 
     def produce(self, each: Pass, client: Client) -> None:
         spec, size = self.spec, self.case.nbytes

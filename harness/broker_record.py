@@ -42,8 +42,6 @@ def kafka_fields(
     """As ``broker_fields`` for the channel kafka: what its brokers do is not known."""
     wanted = (*percentiles, *MOST_PERCENTILES)
     broker = rates(spec, record, shares)
-    if spec.consumers:
-        broker["end_to_end_ns"] = end_to_end(shares, wanted)
     return {
         **late_times(spec, record, shares, wanted),
         "broker": broker,
@@ -99,6 +97,7 @@ def facts(spec: BrokerSpec, record: Record, shares: Sequence[Any]) -> Record:
         "reordered": total(producers, "reordered"),
         **{name: total(brokers, name) for name in _TOTALS},
         "most_waiting": max((each["most_waiting"] for each in brokers), default=0),
+        "handlers": max((each["handlers"] for each in brokers), default=0),
         "rss_half_bytes": total(brokers, "rss_half"),
         "rss_end_bytes": total(brokers, "rss_end"),
         "log": log,

@@ -194,6 +194,7 @@ _BROKER_DEFAULTS = {
     "flush_every": 0,
     "rate": 0,
     "channel_buffer": 65536,
+    "handlers": 0,
 }
 
 
@@ -205,7 +206,11 @@ def broker_words(case: Record) -> list[str]:
     who = ("brokers", "producers", "consumers", "partitions", "replication")
     shown = {name: spec[name] for name in who if spec[name] and (spec[name] > 1 or name in who[:2])}
     shown["acks"] = spec["acks"]
-    shown |= {name: spec[name] for name, usual in _BROKER_DEFAULTS.items() if spec[name] != usual}
+    shown |= {
+        name: spec[name]
+        for name, usual in _BROKER_DEFAULTS.items()
+        if spec.get(name, usual) != usual
+    }
     if spec["rate"]:
         shown["arrivals"] = spec["arrivals"]
     shown["design"] = "+".join([spec["design"], *spec["parts"]])

@@ -118,7 +118,7 @@ def be_broker(
     spec = run.spec
     design = 4 | 8 if "overlapped" in spec.parts else 0
     server = _native.BrokerServer(
-        prepared, [log], shape(spec), rank, design, 1 << 16, run.patience_ns(), FETCH_WAIT_NS
+        prepared, [log], shape(spec), rank, design, 0, 1 << 16, run.patience_ns(), FETCH_WAIT_NS
     )
     if rank == LEADER:
         arguments = (phase, after, server.phase_address, log, tell)

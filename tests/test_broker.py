@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,26 @@ def test_all_of_frieda(tmp_path: Path) -> None:
     assert crowded == (len(case["affinity"][0].split(",")) == 1 and "-" not in case["affinity"][0])
 
 
+@pytest.mark.parametrize(("handlers", "reorder"), [(1, "client"), (3, "client"), (3, "broker")])
+def test_handlers_share_the_partitions(handlers: int, reorder: str, tmp_path: Path) -> None:
+    """A producer's requests go to several threads; its answers are in order in the end."""
+    who = ("--brokers", 2, "--replication", 2, "--partitions", 6, "--producers", 2)
+    argv = ("--records", 2000, "-x", 0, "-c", "--batch-size", "1K", "--consumers", 1)
+    design = ("--design", "frieda", "--handlers", handlers, "--design-option", f"reorder={reorder}")
+    case = ran(tmp_path / "x.jsonl", *who, *argv, *design, "--acks", "all")
+    assert case["broker"]["handlers"] == handlers
+    assert case["validated_messages"] == 2 * 2 * (64 + 2000)
+    if reorder == "broker":
+        assert case["broker"]["reordered"] == 0
+
+
+def test_how_many_handlers() -> None:
+    spec = BrokerSpec(brokers=2, partitions=6, parts=("polling",))
+    assert [spec.handler_threads(0, cpus) for cpus in (1, 2, 8, 64)] == [1, 1, 2, 3]
+    assert replace(spec, handlers=2).handler_threads(0, 1) == 2
+    assert replace(spec, parts=()).handler_threads(0, 64) == 0
+
+
 # ---------------------------------------------------------------------- bad input
 
 
@@ -269,6 +290,7 @@ def plan(ranks: int | None = None, **flags: str) -> None:
         ({"consumers": "2"}, ["--consumers 2", "--partitions"]),
         ({"consumers": "1", "record_size": "4"}, ["--record-size 4", "8 or more"]),
         ({"record_size": "2G"}, ["--record-size 2147483648", "at most 1G"]),
+        ({"handlers": "2"}, ["--handlers 2", "polling=on"]),
         ({"design_option": "buffer=1K"}, ["--design-option buffer=1K", "eager-flush"]),
         ({"option": "buffer=0"}, ["-o buffer", "0"]),
         ({"option": "tcp:buffer=4K"}, ["buffer", "tcp"]),

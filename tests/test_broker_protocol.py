@@ -75,6 +75,26 @@ def test_a_wrong_request_is_refused_and_the_broker_goes_on(
     assert (facts["refused"], facts["records"]) == (1, 2)
 
 
+def test_handlers_refuse_and_answer_what_waits(tmp_path: Path) -> None:
+    """Threads of their own: a FETCH that finds nothing waits while another partition appends."""
+
+    def client(raw: Raw) -> None:
+        raw.post(0, fetch(0, 0, partition=1))
+        for at in range(1, 4):
+            raw.post(at, request(PRODUCE, at, partition=at % 2 * 2, body=RECORDS))
+        raw.post(4, request(PRODUCE, 4, 7, RECORDS))
+        answers: dict[int, Any] = {}
+        while len(answers) < 5:
+            answers.update(raw.poll())
+        assert [answers[at].error for at in range(5)] == [0, 0, 0, 0, UNKNOWN]
+        assert [answers[at].offset for at in range(4)] == [0, 0, 0, 2]
+        assert raw.ask(request(END, 5)).error == 0
+
+    wanted = case(partitions="3", handlers="3", design="frieda")
+    facts = meet(wanted, tmp_path, client)
+    assert (facts["refused"], facts["produced"], facts["fetched"]) == (1, 3, 1)
+
+
 @pytest.mark.parametrize("nbytes", [0, 1, 15])
 def test_a_request_without_a_header_is_refused(nbytes: int, tmp_path: Path) -> None:
     def client(raw: Raw) -> None:
@@ -168,9 +188,13 @@ def test_an_answer_is_copied_in_pieces_unless_it_leaves_at_once(
     assert facts["copied"] == 5 * copied + 3 * len(RECORDS)
 
 
-def test_a_follower_that_does_not_ask_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("polling", ["off", "on"])
+def test_a_follower_that_does_not_ask_is_named(polling: str, tmp_path: Path) -> None:
     """acks=all: the leader waits for rank 1, which is there and silent, no longer than allowed."""
-    wanted = case(brokers="2", replication="2", acks="all", timeout="500ms", partitions="1")
+    wanted = case(
+        brokers="2", replication="2", acks="all", timeout="500ms", partitions="1",
+        design_option=f"polling={polling}",
+    )  # fmt: skip
 
     def one(rank: int) -> None:
         if rank == 0:

@@ -32,6 +32,7 @@ class BrokerSpec:
     none. ``buffer_memory`` 0: a batch for each partition and each request in flight. ``window``
     W > 0: each record is a request and a producer has W in flight, for the tail model. ``parts``:
     those of ``PARTS`` that are on. ``channel_buffer``: it is for what is sent without eager-flush.
+    ``handlers``: threads of a broker with polling, 0: by its processors.
     """
 
     brokers: int = 1
@@ -52,6 +53,7 @@ class BrokerSpec:
     parts: tuple[str, ...] = ()
     reorder: str = "client"
     channel_buffer: int = CHANNEL_BUFFER
+    handlers: int = 0
 
     # -- who is who
 
@@ -87,6 +89,14 @@ class BrokerSpec:
     def consumed(self, rank: int) -> tuple[int, ...]:
         """The partitions that this consumer reads."""
         return tuple(range(rank - self.first_consumer, self.partitions, self.consumers))
+
+    def handler_threads(self, broker: int, cpus: int) -> int:
+        """Threads in which this broker handles requests, apart from the one that polls; 0: that one
+        does all. Not more than partitions, and by default half of its share of ``cpus``."""
+        if "polling" not in self.parts:
+            return 0
+        led = sum(self.leader(p) == broker for p in range(self.partitions))
+        return max(1, min(led, self.handlers or cpus // (2 * self.brokers)))
 
     def role(self, rank: int) -> Role:
         """Ranks beyond brokers, producers and consumers rest."""

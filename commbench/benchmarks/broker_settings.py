@@ -42,6 +42,7 @@ class BrokerSettings:
     design: str = "kafka"
     design_options: tuple[tuple[str, str], ...] = field(default=())
     channel_buffer: int = CHANNEL_BUFFER
+    handlers: int = 0
     records: int | None = None
     log_dir: str = ""
 
@@ -50,14 +51,13 @@ class BrokerSettings:
         """How many our own launcher starts when nobody says how many."""
         return self.brokers + (self.producers or 1) + self.consumers
 
-    def specs(self, ranks: int, inside: bool, elsewhere: bool = False) -> tuple[BrokerSpec, ...]:
+    def specs(self, ranks: int, inside: bool) -> tuple[BrokerSpec, ...]:
         """One for each of ``windows``."""
-        spec = self.spec(ranks, inside, elsewhere)
+        spec = self.spec(ranks, inside)
         return tuple(replace(spec, window=window) for window in self.windows)
 
-    def spec(self, ranks: int, inside: bool, elsewhere: bool = False) -> BrokerSpec:
-        """For so many ranks; ``inside``: over a channel that stays inside one rank; ``elsewhere``:
-        the brokers are no ranks of ours, and how many there are is not known yet.
+    def spec(self, ranks: int, inside: bool) -> BrokerSpec:
+        """For so many ranks; ``inside``: over a channel that stays inside one rank.
 
         Raises UsageError naming the flag.
         """
@@ -66,7 +66,7 @@ class BrokerSettings:
                 "-C: a channel inside one rank has no broker beside its producer; allowed for the "
                 "benchmark broker: channels between ranks"
             )
-        if self.replication > self.brokers and not elsewhere:
+        if self.replication > self.brokers:
             raise UsageError(
                 f"--replication {self.replication}: each replica is on a broker of its own and "
                 f"--brokers is {self.brokers}; allowed: 1 to {self.brokers}"
@@ -88,6 +88,7 @@ class BrokerSettings:
             arrivals=self.arrivals,
             design=self.design,
             channel_buffer=self.channel_buffer,
+            handlers=self.handlers,
             **self._design(),
         )
         self._check(spec)
@@ -107,6 +108,11 @@ class BrokerSettings:
         return self.producers
 
     def _check(self, spec: BrokerSpec) -> None:
+        if spec.handlers and "polling" not in spec.parts:
+            raise UsageError(
+                f"--handlers {spec.handlers}: without a polling thread one thread does all; "
+                f"allowed with --design frieda or --design-option polling=on"
+            )
         for window in self.windows:
             if window and (self.rate or spec.partitions > 1 or spec.brokers > 1):
                 raise UsageError(

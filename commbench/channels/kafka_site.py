@@ -74,10 +74,11 @@ class Site:
             **self.settings.shown(),
         }
 
-    def read_back(self, values: Values, places: Places, stamped: bool = False) -> int:
+    def read_back(self, values: Values, places: Places) -> int:
         """See ``kafka_read.read_back``."""
-        connection = self.settings.connection(self.servers)
-        return read_back(connection, self.topic, values, places, self._stop, stamped)
+        return read_back(
+            self.settings.connection(self.servers), self.topic, values, places, self._stop
+        )
 
     def close(self) -> None:
         """Remove the topic, end the mock cluster; may be called twice."""

@@ -117,34 +117,16 @@ static int release_ready(broker *b, connection *n, uint32_t at)
     return rc;
 }
 
-/* The answer of a request is whole: nbody bytes stand behind its header already. */
-static int ready(broker *b, uint32_t at, int error, int16_t flags, int64_t offset,
-                 int64_t high_watermark, uint32_t nbody)
+/* Its handler is through with a request: nbody bytes stand behind the header already. */
+static int deliver(broker *b, uint32_t at)
 {
     taken *t = &b->taken[at];
-    const broker_answer a = {t->r.correlation, t->r.partition, (int16_t)error, flags, offset,
-                             high_watermark};
     bool silent = t->r.api == BROKER_PRODUCE && t->r.acks == CB_ACKS_NONE;
     uint8_t *head = b->run->design & CB_EAGER_FLUSH ? t->slot : t->head;
-    t->answer_nbytes = silent ? 0 : broker_put_answer(head, &a, nbody);
+    t->answer_nbytes = silent ? 0 : broker_put_answer(head, &t->answer, t->nbody);
     t->state = READY;
-    if (error)
-        b->run->refused++;
+    b->run->refused += t->answer.error != 0;
     if (t->r.api != BROKER_PRODUCE)
         return release(b, at);
     return release_ready(b, conn_of(b, t->peer), at);
-}
-
-static int refuse(broker *b, uint32_t at, int error)
-{
-    return ready(b, at, error, 0, -1, -1, 0);
-}
-
-/* With the reason in words, as far as every reply slot has room. */
-static int refuse_because(broker *b, uint32_t at, int error, const char *why)
-{
-    size_t n = strlen(why);
-    n = n < BROKER_REASON ? n : BROKER_REASON;
-    memcpy(b->taken[at].slot + BROKER_ANSWER, why, n);
-    return ready(b, at, error, 0, -1, -1, (uint32_t)n);
 }

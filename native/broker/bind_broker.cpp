@@ -4,7 +4,6 @@
 #include "broker.h"
 #include "log_object.h"
 #include "protocol.h"
-#include "times_object.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -14,7 +13,32 @@ namespace {
 
 using Facts = nb::dict;
 
-using broker::Times;
+// Times counted in the bins of commbench.histogram.
+struct Times {
+    std::vector<int64_t> counts = std::vector<int64_t>(CB_BINS);
+    cb_times t{};
+    Times() { t.counts = counts.data(); }
+    Times(const Times &) = delete;
+
+    Facts to_json() const {
+        nb::list index, count;
+        for (int i = 0; i < CB_BINS; i++)
+            if (counts[static_cast<size_t>(i)]) {
+                index.append(i);
+                count.append(counts[static_cast<size_t>(i)]);
+            }
+        Facts facts;
+        facts["sub_bits"] = 7;
+        facts["index"] = index;
+        facts["count"] = count;
+        facts["n"] = t.n;
+        facts["sum"] = t.total;
+        facts["min"] = t.n ? nb::cast(t.least) : nb::none();
+        facts["max"] = t.n ? nb::cast(t.greatest) : nb::none();
+        return facts;
+    }
+    void add(int64_t ns) { cb_times_add(&t, ns); }
+};
 
 [[noreturn]] void os_error(int64_t rc, const char *why) {
     Prepared::fail(static_cast<int>(rc), why);
@@ -49,7 +73,7 @@ struct Server {
     nb::object keep;
 
     Server(nb::object prepared, nb::sequence replicas, const Shape &shape, int32_t rank,
-           uint32_t design, uint64_t channel_buffer, int64_t timeout_ns, int64_t fetch_wait_ns)
+           uint32_t design, uint32_t handlers, uint64_t channel_buffer, int64_t timeout_ns, int64_t fetch_wait_ns)
         : keep(nb::make_tuple(prepared, replicas)) {
         Prepared &p = live(prepared);
         for (nb::handle each : replicas)
@@ -63,6 +87,7 @@ struct Server {
         run.cuts = cuts.data();
         run.logs = logs.data();
         run.design = design;
+        run.handlers = handlers;
         run.channel_buffer = channel_buffer;
         run.timeout_ns = timeout_ns;
         run.fetch_wait_ns = fetch_wait_ns;
@@ -265,15 +290,15 @@ void bind_broker(nb::module_ &m) {
         .def("to_json", &Times::to_json, nb::sig("def to_json(self) -> " FACTS));
 
     nb::class_<Server>(m, "BrokerServer", "A broker of one pass; keep it until the case is finished.")
-        .def(nb::init<nb::object, nb::sequence, const Shape &, int32_t, uint32_t, uint64_t, int64_t,
-                      int64_t>(),
+        .def(nb::init<nb::object, nb::sequence, const Shape &, int32_t, uint32_t, uint32_t,
+                      uint64_t, int64_t, int64_t>(),
              nb::arg("prepared"), nb::arg("logs"), nb::arg("cluster"), nb::arg("rank"),
-             nb::arg("design"), nb::arg("channel_buffer"), nb::arg("timeout_ns"),
+             nb::arg("design"), nb::arg("handlers"), nb::arg("channel_buffer"), nb::arg("timeout_ns"),
              nb::arg("fetch_wait_ns"),
              nb::sig("def __init__(self, prepared: Prepared, logs: "
                      "collections.abc.Sequence[Log | None], cluster: tuple[int, int, int, int, "
-                     "int], rank: int, design: int, channel_buffer: int, timeout_ns: int, "
-                     "fetch_wait_ns: int) -> None"))
+                     "int], rank: int, design: int, handlers: int, channel_buffer: int, "
+                     "timeout_ns: int, fetch_wait_ns: int) -> None"))
         .def_prop_ro("phase_address", [](Server &s) {
             return reinterpret_cast<uintptr_t>(&s.run.phase);
         }, "Of an int32: 0 idle, 1 appending, 2 replicating, 3 answering.")

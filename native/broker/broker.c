@@ -1,28 +1,36 @@
 /*
- * A broker: one thread that takes requests up, appends to the logs that it leads, fetches for those that
- * it follows, and answers. See broker.h and protocol.h.
+ * A broker: takes requests up, appends to the logs that it leads, fetches for those that it follows, and
+ * answers; in one thread, or with threads that handle requests (handlers.h). See broker.h, protocol.h.
  */
 #include "broker.h"
-#include "polling.h"
 #include "protocol.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #define ACCEPT_MAX 16
+#define SPINS 2000                  /* looks in vain before others may have the processor */
 #define LOOK_NS INT64_C(10000000)   /* how often a standstill is looked for */
+#define GRACE_NS INT64_C(1000000000)
 #define IDLE_NS INT64_C(200000000)  /* a wait that nothing limits: engines sleep best in long ones */
 
 #include "state.h"
 
 #include "answer.h"
 
+#include "handlers.h"
+
 #include "leader.h"
+
+#include "threads.h"
 
 #include "follower.h"
 
@@ -135,7 +143,7 @@ static int take_up(broker *b, connection *n)
             n->answers = n->last = at;
         else if (produce)
             n->last = b->taken[n->last].later = at;
-        int rc = handle(b, at);
+        int rc = dispatch(b, at);
         if (rc < 0)
             return rc;
         handled++;
@@ -153,28 +161,11 @@ static bool is_done(const broker *b)
         const partition *p = &b->parts[i];
         if (p->log && !p->leads && !p->done)
             return false;
-        for (uint32_t r = 1; p->log && p->leads && r < b->run->who.replication; r++)
-            if (!p->through[r])
-                return false;
     }
+    for (uint32_t i = 0; i < b->nhandlers; i++)
+        if (__atomic_load_n(&b->handlers[i].open, __ATOMIC_ACQUIRE) > 0)
+            return false;
     return true;
-}
-
-/* A replica that does not keep up, by name. */
-static int look_at_replicas(broker *b, uint32_t at)
-{
-    partition *p = &b->parts[at];
-    if (p->acks.head == NOBODY || b->taken[p->acks.head].until_ns > b->now_ns)
-        return 0;
-    int64_t wanted = b->taken[p->acks.head].end;
-    for (uint32_t r = 1; r < b->run->who.replication; r++)
-        if (p->confirmed[r] < wanted) {
-            int32_t rank = rank_of_replica(&b->run->who, at, r);
-            return complain(b, -ETIMEDOUT, rank, "acks=all: follower rank %d has not confirmed "
-                            "offset %lld of partition %u within %g s", rank, (long long)wanted - 1,
-                            at, (double)b->run->timeout_ns / 1e9);
-        }
-    return 0;
 }
 
 static int look_at_leaders(broker *b)
@@ -192,31 +183,13 @@ static int look_at_leaders(broker *b)
 static int look_for_a_standstill(broker *b)
 {
     int rc = look_at_leaders(b);
-    for (uint32_t i = 0; rc == 0 && i < b->run->who.partitions; i++)
-        if (b->parts[i].log && b->parts[i].leads)
-            rc = look_at_replicas(b, i);
-    if (rc == 0 && b->now_ns - b->quiet_ns > b->run->timeout_ns)
+    if (rc == 0 && !b->handlers->is_thread)
+        rc = as_own(b, b->handlers, look_at_all_replicas(b->handlers));
+    /* a handler that waits for a replica knows better what is missing, and says so in its time */
+    int64_t grace = b->handlers->is_thread && b->waiting > 0 ? GRACE_NS : 0;
+    if (rc == 0 && b->now_ns - b->quiet_ns > b->run->timeout_ns + grace)
         rc = complain(b, -ETIMEDOUT, -1, "no request of a producer or consumer within %g s",
                       (double)b->run->timeout_ns / 1e9);
-    return rc;
-}
-
-/* The FETCHes whose wait is over, and when the next one's is. */
-static int end_waits(broker *b)
-{
-    int rc = 0;
-    if (b->fetches_waiting == 0 || b->now_ns < b->next_due_ns)
-        return 0;
-    b->next_due_ns = b->now_ns + b->run->fetch_wait_ns;
-    for (uint32_t i = 0; rc == 0 && i < b->run->who.partitions; i++) {
-        partition *p = &b->parts[i];
-        if (!p->log || !p->leads || p->fetches.head == NOBODY)
-            continue;
-        if (b->taken[p->fetches.head].until_ns <= b->now_ns)
-            rc = wake_fetches(b, p);
-        if (p->fetches.head != NOBODY && b->taken[p->fetches.head].until_ns < b->next_due_ns)
-            b->next_due_ns = b->taken[p->fetches.head].until_ns;
-    }
     return rc;
 }
 
@@ -252,15 +225,29 @@ static int work(broker *b)
     return 0;
 }
 
+/* How long nothing has to be done unless something arrives. Who has handlers in threads polls. */
+static int64_t patience(const broker *b)
+{
+    const handler *h = b->handlers;
+    if (h->is_thread)
+        return 0;
+    int64_t wait = h->fetches_waiting ? h->next_due_ns - b->now_ns : IDLE_NS;
+    return wait > 0 ? wait : 0;
+}
+
+/* Returns how much came, or < 0. */
 static int turn(broker *b)
 {
     const cb_engine *e = b->run->engine;
-    int64_t wait = b->fetches_waiting ? b->next_due_ns - b->now_ns : IDLE_NS;
-    int rc = ask_leaders(b);
+    handler *h = b->handlers;
+    int64_t wait = patience(b);
+    int rc = ask_leaders(b), finished = 0, arrived;
     if (rc < 0)
         return rc;
-    enter(b, CB_IDLE);
-    wait = wait > 0 ? wait : 0;
+    if (!h->is_thread)
+        enter(b, CB_IDLE);
+    else if ((finished = take_finished(b)) < 0)
+        return finished;
     if (b->nfetchers > 0) {
         rc = e->ops->progress(e->self, wait);
         if (rc < 0)
@@ -270,9 +257,12 @@ static int turn(broker *b)
             return rc;
         wait = 0;
     }
-    if ((rc = accept_some(b, wait)) < 0 || (rc = work(b)) < 0)
-        return rc;
-    return end_waits(b);
+    if ((arrived = accept_some(b, wait)) < 0 || (rc = work(b)) < 0)
+        return arrived < 0 ? arrived : rc;
+    if (h->is_thread)
+        return arrived + finished;
+    h->now_ns = b->now_ns;
+    return (rc = as_own(b, h, end_waits(h))) < 0 ? rc : arrived;
 }
 
 static int serve(broker *b)
@@ -280,11 +270,14 @@ static int serve(broker *b)
     cb_serve_run *run = b->run;
     memory m = {.count = 0};
     int rc = 0;
+    uint32_t vain = 0;
     int64_t look_ns = b->now_ns;
     while (rc == 0 && !is_done(b)) {
         rc = turn(b);
-        if (rc == 0)
-            rc = empty_channel_buffer(b);
+        vain = rc == 0 ? vain + 1 : 0;
+        if (b->handlers->is_thread && vain > SPINS)
+            sched_yield();
+        rc = rc < 0 ? rc : empty_channel_buffer(b);
         if (rc == 0 && b->now_ns - look_ns > LOOK_NS) {
             rc = look_for_a_standstill(b);
             look_ns = b->now_ns;
@@ -296,27 +289,18 @@ static int serve(broker *b)
     return rc;
 }
 
-/* With the engine behind a thread that polls it. */
-static int serve_polled(broker *b)
-{
-    cb_serve_run *run = b->run;
-    const cb_engine *engine = run->engine;
-    char message[sizeof run->message];
-    cb_polling *polling = cb_polling_start(engine, run->c);
-    if (!polling)
-        return complain(b, -ENOMEM, -1, "the polling thread cannot be started");
-    run->engine = cb_polling_engine(polling);
-    int rc = serve(b), stopped = cb_polling_stop(polling, message);
-    run->engine = engine;
-    return rc < 0 || stopped == 0 ? rc : complain(b, stopped, -1, "%s", message);
-}
-
 int cb_broker_serve(cb_serve_run *run)
 {
     broker b;
     int rc = begin(&b, run);
     if (rc == 0)
-        rc = run->design & CB_POLLING ? serve_polled(&b) : serve(&b);
+        rc = make_handlers(&b);
+    if (rc == 0)
+        rc = start_handlers(&b);
+    if (rc == 0)
+        rc = serve(&b);
+    stop_handlers(&b);
+    free(b.handlers);
     end(&b);
     return rc;
 }

@@ -35,7 +35,8 @@ enum {
                                next only after the answer */
     CB_REORDER_BROKER = 8,  /* with CB_OVERLAPPED: the broker keeps answers until their turn; else the
                                producer puts them in order */
-    CB_POLLING = 16         /* a thread of its own polls the engine, see polling.h; else this one does */
+    CB_POLLING = 16         /* this thread polls the engine without a pause and hands requests to
+                               handlers in threads of their own; else it does all in turn */
 };
 
 /* The first bytes of a slot as a message. An engine may look at it until finish(), so that the memory
@@ -89,6 +90,7 @@ typedef struct cb_serve_run {
     cb_cut *cuts;               /* by incoming slot, then by request slot */
     cb_log **logs;              /* by partition; NULL where this rank has no replica */
     uint32_t design;            /* CB_EAGER_FLUSH | ... */
+    uint32_t handlers;          /* threads, with CB_POLLING; partitions are spread over them */
     uint64_t channel_buffer;    /* bytes, without CB_EAGER_FLUSH */
     int64_t timeout_ns;         /* longest wait for a replica, and without any request */
     int64_t fetch_wait_ns;      /* a FETCH that finds nothing is answered so late */

@@ -1,6 +1,6 @@
 /* What a broker holds while it serves. Part of broker.c. */
 
-enum request_state { IDLE, QUEUED, WAITING, READY };
+enum request_state { IDLE, QUEUED, READY };
 
 #define NOBODY UINT32_MAX
 
@@ -17,6 +17,8 @@ typedef struct taken {          /* a request, by the incoming slot that it arriv
     int64_t until_ns;           /* when its wait is over */
     uint32_t next;              /* in the list that it stands in */
     uint32_t later;             /* of the same connection, by correlation */
+    broker_answer answer;       /* finished */
+    uint32_t nbody;             /* finished: bytes behind its header, in the slot */
     uint64_t answer_nbytes;     /* READY */
     uint8_t head[BROKER_ANSWER];    /* without CB_EAGER_FLUSH: the answer until it is written */
     uint64_t written;           /* bytes of the answer that the channel has */
@@ -56,8 +58,12 @@ typedef struct fetcher {        /* a partition that this rank follows */
     int64_t since_ns;
 } fetcher;
 
+struct handler;
+
 typedef struct broker {
     cb_serve_run *run;
+    struct handler *handlers;
+    uint32_t nhandlers;         /* at least one */
     taken *taken;               /* by incoming slot */
     uint8_t *stray;             /* an answer to what came in no slot of ours */
     cb_cut stray_cut;
@@ -69,10 +75,10 @@ typedef struct broker {
     uint32_t *correlations;     /* of our own requests, by broker */
     list outbox;                /* whole answers in the channel buffer */
     uint64_t boxed;             /* bytes in there */
-    uint32_t producers_left, clients_left;
-    uint32_t waiting, fetches_waiting;  /* requests taken and not answered; of them FETCH */
+    uint32_t producers_left;    /* atomic: handlers look at it */
+    uint32_t clients_left;
+    uint32_t waiting;           /* requests taken and not answered */
     int64_t now_ns, quiet_ns;   /* this turn; the last request of a producer or consumer */
-    int64_t next_due_ns;        /* the first FETCH whose wait is over */
 } broker;
 
 static int complain(broker *b, int code, int32_t peer, const char *format, ...)
