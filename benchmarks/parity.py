@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,6 +44,12 @@ class Parity:
     ) -> None:
         self.cpus, self.quads, self.count, self.shrink = cpus, quads, count, shrink
         self.only, self.folder = only, folder
+
+    def all(self, groups: Sequence[str], openmpi: bool) -> Records:
+        for name in groups:
+            yield from self.group(name)
+            if name == "mpi" and openmpi:
+                yield from self.open_mpi()
 
     def group(self, name: str) -> Records:
         if name == "harness":
@@ -185,15 +191,12 @@ def main(
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         run = Parity(_cpus(cpus), quads, count, shrink, only, Path(folder))
         try:
-            for name in groups or GROUPS:
-                records += run.group(name)
-                if name == "mpi" and openmpi:
-                    records += run.open_mpi()
+            for row in run.all(groups or GROUPS, openmpi):
+                records.append(row)
+                if output is not None:  # after each: what is measured is kept whatever ends us
+                    output.write_text(json.dumps({"format": 1, **where, "rows": records}, indent=1))
         except CommbenchError as error:
             raise click.ClickException(str(error)) from None
-        finally:
-            if output is not None:
-                output.write_text(json.dumps({"format": 1, **where, "rows": records}, indent=1))
 
 
 def _announce(where: dict[str, Any]) -> None:

@@ -159,9 +159,9 @@ class KafkaProducer:
 
     def __init__(self, file: str, settings: Sequence[tuple[str, str]], topic: str) -> None: ...
 
-    def run(self, *, count: int, records: int, nrecords: int, record_nbytes: int, stride: int, window: int, partitions: int, open: bool, duration_ns: int, timeout_ns: int, stop: int, intended: int, start: int, end: int, offset: int, partition: int) -> KafkaOutcome:
+    def run(self, *, count: int, records: int, nrecords: int, record_nbytes: int, stride: int, stamped: bool, warmup: int, window: int, partitions: int, open: bool, duration_ns: int, timeout_ns: int, stop: int, intended: int, start: int, end: int, offset: int, partition: int) -> KafkaOutcome:
         """
-        One block without the GIL. records and all from stop on are addresses; offset and partition may be 0.
+        One block without the GIL. records and all from stop on are addresses; records, offset and partition may be 0.
         """
 
     @property
@@ -170,6 +170,20 @@ class KafkaProducer:
 
     @property
     def version(self) -> str: ...
+
+    def close(self) -> None: ...
+
+class KafkaConsumer:
+    """
+    Reads partitions of a topic from their beginning; see native/kafka/consumer.h. ValueError for a property that is wrong.
+    """
+
+    def __init__(self, file: str, settings: Sequence[tuple[str, str]], topic: str, partitions: Sequence[int]) -> None: ...
+
+    def read(self, *, until: Sequence[int], marks: int, record_nbytes: int, timeout_ns: int, stop: int, end_to_end: Times) -> tuple[int, int, str]:
+        """
+        Without the GIL, up to these offsets, or with none of them until so many marks have come in each partition: an errno or 0, records, why. stop is an address.
+        """
 
     def close(self) -> None: ...
 

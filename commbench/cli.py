@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_RANKS = 512  # on one host: more of them would measure the scheduler
 MAX_REPEAT = 10_000
+_SAY_S = 1.5  # for the first rank of a host to say what is wrong
 LAUNCH_INDEX = "--launch-index"  # hidden; what our launcher adds begins with it
 
 # long name, short name, metavar, help: the settings that a job file has too (commbench.jobs)
@@ -488,6 +489,22 @@ def _open_streams() -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ±
 
 
+def _another_says_it() -> bool:
+    """Of the ranks that somebody else's launcher started on this host, all read the same flags and
+    the first one says what is wrong. The others give it the time to: a launcher may end all ranks
+    when the first one ends."""
+    from commbench.harness.world import detect
+
+    try:
+        world = detect(os.environ)
+    except CommbenchError:
+        return False
+    if world is None or world.rank == 0 or not world.local_rank:
+        return False
+    time.sleep(_SAY_S)
+    return True
+
+
 def main() -> None:
     """The console script: our errors and click's become one line and the documented exit code."""
     _open_streams()
@@ -502,6 +519,8 @@ def main() -> None:
         code, line = error.exit_code, error.format_message()
     except (_CtrlC, click.Abort):
         raise KeyboardInterrupt from None
+    if line and code == UsageError.exit_code and _another_says_it():
+        line = ""
     if line:
         click.echo(f"commbench: {' '.join(line.split())}", err=True)
     sys.exit(code)

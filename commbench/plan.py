@@ -178,8 +178,8 @@ class Settings:
                     for spec in specs:
                         kinds[name].check_payload(spec.sizes, mode == "serialized")
         who = {name: (ranks, self._ps(kind, ranks)) for name, kind in kinds.items()}
-        brokers = {name: self._brokers(kind, ranks) for name, kind in kinds.items()}
-        return [
+        brokers = {name: self._brokers(kind, ranks, options[name]) for name, kind in kinds.items()}
+        blocks = [
             [
                 self._case(benchmark(kind), name, mode, spec, who[name], options[name], broker)
                 for spec in specs
@@ -188,6 +188,9 @@ class Settings:
             for name, kind in product(self.channels, self.benchmarks)
             for (_, specs), mode in product(self.payloads(kind), self.modes)
         ]
+        for case in (case for block in blocks for case in block):
+            kinds[case.channel].check_case(case)
+        return blocks
 
     def _case(
         self,
@@ -226,10 +229,12 @@ class Settings:
     def _window(self, kind: Benchmark) -> int:
         return (self.window or kind.window) if kind.windowed else kind.window
 
-    def _brokers(self, kind: type[Channel], ranks: int) -> Sequence[BrokerSpec]:
+    def _brokers(
+        self, kind: type[Channel], ranks: int, options: Mapping[str, str]
+    ) -> Sequence[BrokerSpec]:
         if "broker" not in self.benchmarks:
             return ()
-        return self.broker.specs(ranks, kind.ranks_inside)
+        return self.broker.specs(ranks, kind.ranks_inside, kind.brokers_elsewhere(options))
 
     def _ps(self, kind: type[Channel], ranks: int) -> PsSpec | None:
         return self.ps.spec(ranks, kind.ranks_inside) if "ps" in self.benchmarks else None

@@ -42,6 +42,8 @@ def kafka_fields(
     """As ``broker_fields`` for the channel kafka: what its brokers do is not known."""
     wanted = (*percentiles, *MOST_PERCENTILES)
     broker = rates(spec, record, shares)
+    if spec.consumers:
+        broker["end_to_end_ns"] = end_to_end(shares, wanted)
     return {
         **late_times(spec, record, shares, wanted),
         "broker": broker,

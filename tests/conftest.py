@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +42,20 @@ def released() -> Iterator[None]:
         words = ["rdma", "-j", "resource", "show", "mr"]
         shown = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
         assert [each for each in json.loads(shown.stdout or "[]") if each] == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB and eight files, its root among them."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=8", "tmpfs", str(folder)]
+    tried = subprocess.run(mount, capture_output=True, text=True, timeout=20)
+    if tried.returncode:
+        pytest.skip(f"no tmpfs can be mounted: {tried.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=20)

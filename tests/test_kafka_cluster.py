@@ -27,9 +27,10 @@ from commbench.harness.block import Stamps
 from commbench.harness.kafka import maven, perf, state
 from commbench.harness.stop import StopFlag
 from commbench.schema import mismatch
-from tests.command import COMMBENCH, Running, cases, commbench, until
+from tests.command import COMMBENCH, Running, cases, commbench, in_second_case, lines, until
 
 USER, PASSWORD = "someone", "Secret123"
+TOOL = {"acks": "1", "linger.ms": "0", "batch.size": "16384", "enable.idempotence": "false"}
 LOGIN = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": USER}
 
 
@@ -178,25 +179,73 @@ def test_a_record_that_the_broker_refuses(cluster: Cluster) -> None:
         admin.create(f"{site.topic}-small", 1, 1, {"max.message.bytes": "2000"}, 20)
         site.topic, made = f"{site.topic}-small", site.topic
         told = produce(site, "native", 10)
-        assert (told.acked, told.failed) == (0, 10)
-        with pytest.raises(TransferError, match=r"10 of 10 records .*too large"):
+        assert (told.acked, told.failed) == (0, told.produced)
+        with pytest.raises(TransferError, match=r"records were not acknowledged: .*too large"):
             told.check()
         admin.delete(site.topic)
         site.topic = made
 
 
-def test_more_replicas_than_brokers(cluster: Cluster) -> None:
-    with pytest.raises(Exception, match=r"--replication 2: allowed: up to 1"):
-        Site(cluster.settings(replication=2))
+def test_more_replicas_than_the_cluster_has_brokers(cluster: Cluster) -> None:
+    """How many there are is the cluster's to say; the ranks of --brokers are none of them."""
+    argv = ("--bootstrap-servers", cluster.servers, "--replication", 2)
+    ended = commbench("run", "broker", "-C", "kafka", *argv)
+    ended.one_line(2, "--replication 2: allowed: up to 1")
 
 
-def test_kafkas_own_performance_tool(cluster: Cluster) -> None:
+@pytest.mark.parametrize("loop", ["native", "python"])
+def test_consumers_of_a_real_cluster(cluster: Cluster, loop: str, tmp_path: Path) -> None:
+    output = tmp_path / "x.jsonl"
+    argv = [
+        "--bootstrap-servers",
+        cluster.servers,
+        "--loop",
+        loop,
+        "--acks",
+        "0",
+        "--records",
+        2000,
+    ]
+    argv += ["--producers", 2, "--consumers", 1, "--partitions", 2, "-x", 100, "-c"]
+    commbench("run", "broker", "-C", "kafka", *argv, "--output", output).ok()
+    (case,) = cases(output)
+    assert mismatch("case", case) is None
+    assert (case["loop"], case["n"]) == (loop, 4000)
+    assert case["broker"]["end_to_end_ns"]["min"] > 0
+
+
+def test_the_channel_and_kafkas_own_tool_on_one_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    """The same settings; the cluster has every record that either says was acknowledged."""
+    records, output = 2000, tmp_path / "x.jsonl"
+    argv = ["--bootstrap-servers", cluster.servers, "--records", records, "-x", 0, "--linger-ms", 0]
+    commbench("run", "broker", "-C", "kafka", *argv, "--output", output).ok()
+    (case,) = cases(output)
+    assert (case["n"], case["broker"]["records"]) == (records, records)
+    assert 0 < case["latency_ns"]["min"] <= case["latency_ns"]["p99"] <= case["elapsed_ns"]
+
     with contextlib.closing(Site(cluster.settings())) as site:
-        told = perf.run(
-            cluster.servers, site.topic, 2000, 100, properties={"acks": "1"}, timeout_s=60
-        )
-        assert told.records == 2000 and told.records_per_s > 0
-        assert 0 <= told.p50_ms <= told.p99_ms <= told.max_ms
+        told = perf.run(cluster.servers, site.topic, records, 100, properties=TOOL, timeout_s=60)
+        assert ends(cluster.servers, site.topic, 1) == [records]
+    assert told.records == records and told.records_per_s > 0
+    assert told.mb_per_s == pytest.approx(told.records_per_s * 100 / (1 << 20), abs=0.01)
+    assert 0 <= told.p50_ms <= told.p95_ms <= told.p99_ms <= told.p999_ms <= told.max_ms
+    assert 0 < told.avg_ms <= told.max_ms
+    print(f"# channel kafka: {case['ops_per_s']:.0f} records/s; Kafka's tool: {told}")
+
+
+def ends(servers: str, topic: str, partitions: int) -> list[int]:
+    """Where its partitions end."""
+    from confluent_kafka import Consumer, TopicPartition
+
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": topic})
+    try:
+        found = [
+            consumer.get_watermark_offsets(TopicPartition(topic, each), timeout=10)
+            for each in range(partitions)
+        ]
+        return [high for _, high in found]
+    finally:
+        consumer.close()
 
 
 def test_the_performance_tool_against_nobody() -> None:
@@ -226,8 +275,29 @@ def test_down_finds_what_a_killed_up_left(tmp_path: Path) -> None:
     assert not state.processes(folder)
 
 
-def test_a_broker_killed_in_mid_run(cluster: Cluster) -> None:
-    """The last test of this cluster: it takes its broker away."""
+JOB = """
+[global]
+benchmark = "broker"
+channel = "kafka"
+bootstrap-servers = "{servers}"
+rate = 2000
+timeout = "4s"
+[short]
+records = 100
+warmup = 0
+[long]
+duration = "5m"
+"""
+
+
+def test_a_broker_killed_in_mid_run(cluster: Cluster, tmp_path: Path) -> None:
+    """The last test of this cluster: it takes its broker away, from a run and from a producer."""
+    job, output = tmp_path / "kafka.toml", tmp_path / "x.jsonl"
+    job.write_text(JOB.format(servers=cluster.servers))
+    running = Running(COMMBENCH, "run", job, "--in-order", "--output", output)
+    in_second_case(running, output)
+    until(lambda: largest_log(cluster.folder) > 100_000, "the second case does not produce")
+
     settings = cluster.settings()
     site = Site(settings)
     producer, _ = open_producer(settings.producer(site.servers), site.topic, "native")
@@ -236,21 +306,37 @@ def test_a_broker_killed_in_mid_run(cluster: Cluster) -> None:
         stamps = Stamps(1 << 16)
         stamps.intended[:] = np.arange(stamps.capacity) * 50_000
         block = RecordBlock(1 << 16, values, open=True, timeout_s=2)
-        killer = threading.Timer(0.5, kill, [cluster.folder])
+        killer = threading.Timer(0.5, kill, [cluster.folder, running])
         killer.start()
         began = time.monotonic()
-        with pytest.raises(TransferError, match=r"no acknowledgement within 2 s: .*127\.0\.0\.1"):
-            producer.run(block, stamps, StopFlag())
+        with pytest.raises(TransferError, match=r"(within 2 s|timed out): .*127\.0\.0\.1"):
+            producer.run(block, stamps, StopFlag()).check()
         killer.join()
         assert time.monotonic() - began < 20
     acked = int((stamps.end > 0).sum())
     assert 0 < acked < 1 << 16
+
+    running.end(40).one_line(5, "rank 1", "kafka: ", "acknowledge", "127.0.0.1")
+    (case,) = cases(output)
+    assert (case["n"], mismatch("case", case)) == (100, None), "what was measured before is there"
+    assert not any(line["kind"] == "end" for line in lines(output))
+
     commbench("kafka", "status", "--dir", cluster.folder).one_line(4, "no cluster runs")
     commbench("kafka", "down", "--dir", cluster.folder).ok()
     assert [each.name for each in cluster.folder.iterdir()] == [state.LOCK]
     site._admin = None  # there is nobody to remove the topic from
 
 
-def kill(folder: Path) -> None:
+def largest_log(folder: Path) -> int:
+    """Bytes of the topic that has most."""
+    sizes = [0]
+    for log in folder.glob("node1/data/commbench-*-0/*.log"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(log.stat().st_size)
+    return max(sizes)
+
+
+def kill(folder: Path, running: Running) -> None:
+    running.fault()
     for pid in state.processes(folder):
         os.kill(pid, signal.SIGKILL)

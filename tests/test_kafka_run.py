@@ -52,6 +52,30 @@ def test_a_run_by_duration(tmp_path: Path) -> None:
     assert case["n"] > 0 and case["nbytes_total"] == 1024 * case["n"]
 
 
+@pytest.mark.parametrize(
+    ("loop", "more"), [("native", ()), ("python", ("-c",)), ("native", ("-c",))]
+)
+def test_consumers_read_every_record_in_order(
+    loop: str, more: tuple[str, ...], tmp_path: Path
+) -> None:
+    who = ("--producers", 2, "--consumers", 2, "--partitions", 3)
+    argv = ("--records", 400, "-x", 50, "--loop", loop, "--rate", 2000, *more)
+    case = ran(tmp_path / "x.jsonl", *who, *argv)
+    assert (case["n"], case["loop"]) == (800, loop)
+    assert case["validated_messages"] == 2 * (64 + (450 if more else 0))
+    told = case["broker"]["end_to_end_ns"]
+    assert 0 < told["min"] <= told["p50"] < 60e9, "an age, and not a clock reading"
+    roles = [each["role"] for each in case["broker"]["roles"]]
+    assert roles == ["none", "producer", "producer", "consumer", "consumer"]
+
+
+def test_consumers_of_a_run_by_duration(tmp_path: Path) -> None:
+    argv = ("-D", "500ms", "--warmup-time", "100ms", "--consumers", 1, "--acks", "all")
+    case = ran(tmp_path / "x.jsonl", *argv, "--rate", 1000)
+    assert 0 < case["broker"]["end_to_end_ns"]["min"] < 60e9
+    assert case["broker"]["records"] > case["n"] > 0
+
+
 def test_what_is_passed_through_is_seen_and_secrets_are_not(tmp_path: Path) -> None:
     config = tmp_path / "login"
     config.write_text("sasl.username=someone\nsasl.password=hunter2\n")
@@ -78,13 +102,27 @@ def test_a_kafka_that_is_not_there() -> None:
     [
         (["latency", "-C", "kafka"], ["-C kafka: allowed for the benchmark broker"]),
         (["broker", "-C", "kafka", "--replication", "2"], ["--replication 2"]),
-        (["broker", "-C", "kafka", "--consumers", "1"], ["--consumers is not built"]),
-        (["broker", "-C", "kafka", "--flush", "every-record"], ["--flush is the cluster's own"]),
+        (["broker", "-C", "kafka", "--consumers", "2"], ["--consumers 2", "allowed: 0 to 1"]),
+        (
+            ["broker", "-C", "kafka", "--records-in-flight", "4"],
+            ["--records-in-flight 4", "allowed"],
+        ),
+        (["broker", "-C", "kafka", "--flush", "every-record"], ["--flush every-record", "allowed"]),
+        (["broker", "-C", "kafka", "--design", "frieda"], ["--design frieda", "allowed"]),
+        (["broker", "-C", "kafka", "--design-option", "polling=on"], ["polling", "allowed"]),
+        (["broker", "-C", "kafka", "--log-dir", "logs"], ["--log-dir logs", "allowed"]),
+        (
+            ["broker", "-C", "kafka", "--log-dir", "logs", "--dry-run"],
+            ["--log-dir logs", "allowed"],
+        ),
         (["broker", "-C", "kafka", "--bootstrap-servers", "host"], ["--bootstrap-servers host"]),
         (["broker", "-C", "kafka", "-o", "nodots=1"], ["-o nodots=1", "bootstrap_servers"]),
         (["broker", "-C", "kafka", "-o", "acks=1.5"], ["acks"]),
         (["broker", "-C", "kafka", "-o", "linger.ms=5"], ["-o linger.ms=5", "--linger-ms"]),
-        (["broker", "-C", "kafka", "-o", "no.such=1"], ["No such configuration property"]),
+        (
+            ["broker", "-C", "kafka", "-o", "no.such=1"],
+            ["-o no.such=1", "No such configuration property"],
+        ),
         (["broker", "-C", "kafka", "-o", "sasl.password=x"], ["sasl.password", "--kafka-config"]),
         (["broker", "-C", "kafka", "--kafka-config", "none"], ["--kafka-config none"]),
     ],

@@ -191,3 +191,25 @@ def test_all_is_every_channel_that_runs_here_and_says_what_it_leaves_out() -> No
     assert {"tcp", "uds"} <= set(plan.channels())
     assert "loopback" not in plan.channels()
     assert "channel loopback stays inside one process" in plan.left_out()
+
+
+@pytest.mark.parametrize(
+    ("channel", "option", "words"),
+    [
+        ("tcp", "buf=huge", ["-o buf huge"]),
+        ("uds", "buf=0", ["-o buf 0"]),
+        ("grpc", "workers=many", ["-o workers=many"]),
+        ("grpc", "max_frame_size=big", ["-o max_frame_size=big"]),
+        ("grpc-core", "channels=0", ["-o channels=0"]),
+        ("loopback", "fault_at=-1", ["-o fault_at=-1"]),
+        ("rdma", "eager_max=1G", ["-o eager_max=1G"]),
+        ("ar-grpc", "chunk=1", ["-o chunk=1"]),
+    ],
+)
+def test_what_an_option_may_not_be_is_known_to_the_plan(
+    channel: str, option: str, words: list[str]
+) -> None:
+    """Before any rank is started, and to --dry-run."""
+    with pytest.raises(UsageError) as caught:
+        make_plan({"channel": channel, "option": option}).blocks(registry.load, 2)
+    assert [word for word in words if word not in str(caught.value)] == []

@@ -10,37 +10,15 @@
 #include <stdlib.h>
 #include <time.h>
 
-#define QUEUE_FULL (-184)
+#include "../../native/kafka/library.h"
+
 #define WAIT_MS 10
 
-typedef struct message {
-    int err;
-    void *topic;
-    int32_t partition;
-    void *payload;
-    size_t len;
-    void *key;
-    size_t key_len;
-    int64_t offset;
-    void *opaque;
-} message;
-
-static struct {
-    void *(*conf_new)(void);
-    int (*conf_set)(void *, const char *, const char *, char *, size_t);
-    void (*conf_set_dr_msg_cb)(void *, void (*)(void *, const message *, void *));
-    void *(*new)(int, void *, char *, size_t);
-    void *(*topic_new)(void *, const char *, void *);
-    int (*produce)(void *, int32_t, int, void *, size_t, const void *, size_t, void *);
-    int (*last_error)(void);
-    int (*poll)(void *, int);
-    void (*topic_destroy)(void *);
-    void (*destroy)(void *);
-} kafka;
+static cb_kafka_library kafka;
 
 static uint64_t acked, failed;
 
-static void delivered(void *rk, const message *m, void *opaque)
+static void delivered(void *rk, const cb_kafka_message *m, void *opaque)
 {
     (void)rk, (void)opaque;
     if (m->err)
@@ -56,7 +34,16 @@ static int64_t now_ns(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-#define FIND(name) (*(void **)&kafka.name = dlsym(library, "rd_kafka_" #name))
+/* NULL where this librdkafka has not all of them. */
+static void *find_all(const char *file)
+{
+    void *library = dlopen(file, RTLD_NOW | RTLD_NOLOAD);
+#define FIND(type, name, arguments) \
+    if (!library || !(*(void **)&kafka.name##_ = dlsym(library, "rd_kafka_" #name))) \
+        return NULL;
+    CB_KAFKA_CALLS(FIND)
+    return library;
+}
 
 typedef struct producer {
     void *rk, *topic;
@@ -65,20 +52,17 @@ typedef struct producer {
 /* settings: name, value, ..., NULL. NULL when anything is wrong. */
 void *reference_open(const char *file, const char **settings, const char *topic)
 {
-    void *library = dlopen(file, RTLD_NOW | RTLD_NOLOAD);
     char error[256];
     producer *p = calloc(1, sizeof *p);
-    if (!library || !p || !FIND(conf_new) || !FIND(conf_set) || !FIND(conf_set_dr_msg_cb) ||
-        !FIND(new) || !FIND(topic_new) || !FIND(produce) || !FIND(last_error) || !FIND(poll) ||
-        !FIND(topic_destroy) || !FIND(destroy))
+    if (!p || !find_all(file))
         return NULL;
-    void *conf = kafka.conf_new();
+    void *conf = kafka.conf_new_();
     for (; settings[0]; settings += 2)
-        if (kafka.conf_set(conf, settings[0], settings[1], error, sizeof error))
+        if (kafka.conf_set_(conf, settings[0], settings[1], error, sizeof error))
             return NULL;
-    kafka.conf_set_dr_msg_cb(conf, delivered);
-    p->rk = kafka.new(0, conf, error, sizeof error);
-    p->topic = p->rk ? kafka.topic_new(p->rk, topic, NULL) : NULL;
+    kafka.conf_set_dr_msg_cb_(conf, delivered);
+    p->rk = kafka.new_(CB_KAFKA_PRODUCER, conf, error, sizeof error);
+    p->topic = p->rk ? kafka.topic_new_(p->rk, topic, NULL) : NULL;
     return p->topic ? p : NULL;
 }
 
@@ -92,16 +76,16 @@ int64_t reference_produce(void *opened, uint64_t count, char *records, uint64_t 
     int64_t began = now_ns();
     for (uint64_t i = 0; i < count; i++) {
         char *value = records + i % nrecords * stride;
-        while (kafka.produce(p->topic, 0, 0, value, nbytes, NULL, 0, NULL)) {
-            if (kafka.last_error() != QUEUE_FULL)
+        while (kafka.produce_(p->topic, 0, 0, value, nbytes, NULL, 0, NULL)) {
+            if (kafka.last_error_() != CB_KAFKA_QUEUE_FULL)
                 return -1;
-            kafka.poll(p->rk, WAIT_MS);
+            kafka.poll_(p->rk, WAIT_MS);
         }
-        kafka.poll(p->rk, 0);
+        kafka.poll_(p->rk, 0);
     }
     while (acked + failed < count && quiet < 6000) {
         before = acked;
-        kafka.poll(p->rk, WAIT_MS);
+        kafka.poll_(p->rk, WAIT_MS);
         quiet = acked == before ? quiet + 1 : 0;
     }
     return acked == count ? now_ns() - began : -1;
@@ -110,7 +94,7 @@ int64_t reference_produce(void *opened, uint64_t count, char *records, uint64_t 
 void reference_close(void *opened)
 {
     producer *p = opened;
-    kafka.topic_destroy(p->topic);
-    kafka.destroy(p->rk);
+    kafka.topic_destroy_(p->topic);
+    kafka.destroy_(p->rk);
     free(p);
 }

@@ -51,13 +51,14 @@ class BrokerSettings:
         """How many our own launcher starts when nobody says how many."""
         return self.brokers + (self.producers or 1) + self.consumers
 
-    def specs(self, ranks: int, inside: bool) -> tuple[BrokerSpec, ...]:
+    def specs(self, ranks: int, inside: bool, elsewhere: bool = False) -> tuple[BrokerSpec, ...]:
         """One for each of ``windows``."""
-        spec = self.spec(ranks, inside)
+        spec = self.spec(ranks, inside, elsewhere)
         return tuple(replace(spec, window=window) for window in self.windows)
 
-    def spec(self, ranks: int, inside: bool) -> BrokerSpec:
-        """For so many ranks; ``inside``: over a channel that stays inside one rank.
+    def spec(self, ranks: int, inside: bool, elsewhere: bool = False) -> BrokerSpec:
+        """For so many ranks; ``inside``: over a channel that stays inside one rank; ``elsewhere``:
+        the brokers are no ranks of ours, and how many there are is not known yet.
 
         Raises UsageError naming the flag.
         """
@@ -66,7 +67,7 @@ class BrokerSettings:
                 "-C: a channel inside one rank has no broker beside its producer; allowed for the "
                 "benchmark broker: channels between ranks"
             )
-        if self.replication > self.brokers:
+        if self.replication > self.brokers and not elsewhere:
             raise UsageError(
                 f"--replication {self.replication}: each replica is on a broker of its own and "
                 f"--brokers is {self.brokers}; allowed: 1 to {self.brokers}"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from commbench.harness.stop import StopFlag
     from commbench.harness.world import World
     from commbench.payloads.buffers import Message
+    from commbench.plan import Case
 
 
 class Capability(enum.Flag):
@@ -252,6 +253,16 @@ class Channel(ABC):
                 f"-C {cls.name}: allowed for the benchmark {', '.join(cls.benchmarks)}; given: "
                 f"{benchmark}"
             )
+
+    @classmethod  # noqa: B027 - most can do every case
+    def check_case(cls, case: Case) -> None:
+        """UsageError, naming the flag, for a case that the channel cannot do; its options, mode,
+        loop, payload and benchmark are checked."""
+
+    @classmethod
+    def brokers_elsewhere(cls, options: Mapping[str, str]) -> bool:
+        """Whether the brokers of the benchmark ``broker`` are no ranks of the run."""
+        return False
 
     @classmethod
     def check_mode(cls, mode: str) -> None:

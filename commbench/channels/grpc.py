@@ -32,6 +32,7 @@ from commbench.channels.grpc_options import (
     Arguments,
     channel_arguments,
     check_all_came,
+    check_numbers,
     check_path,
     check_size,
     own_address,
@@ -92,6 +93,10 @@ class GrpcChannel(Channel):
         if find_spec("grpc") and find_spec("google") and find_spec("google.protobuf"):
             return None
         return 'grpcio and protobuf are missing: pip install "commbench[grpc]"'
+
+    @classmethod
+    def check_options(cls, given: Mapping[str, str]) -> dict[str, str]:
+        return check_numbers(cls.name, super().check_options(given), "workers")
 
     @classmethod
     def open(cls, world: World, rendezvous: Rendezvous, options: Mapping[str, str]) -> Self:

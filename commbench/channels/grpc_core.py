@@ -19,6 +19,7 @@ from commbench.channels.grpc_options import (
     MODE,
     channel_arguments,
     check_all_came,
+    check_numbers,
     check_path,
     check_size,
     own_address,
@@ -77,6 +78,10 @@ class GrpcCoreChannel(NativeOnlyChannel):
     @classmethod
     def check_payload(cls, sizes: Sequence[int], serialized: bool) -> None:
         check_size(cls.name, sizes, serialized)
+
+    @classmethod
+    def check_options(cls, given: Mapping[str, str]) -> dict[str, str]:
+        return check_numbers(cls.name, super().check_options(given), "channels")
 
     @classmethod
     def open(cls, world: World, rendezvous: Rendezvous, options: Mapping[str, str]) -> Self:

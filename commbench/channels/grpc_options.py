@@ -63,6 +63,13 @@ def channel_arguments(channel: str, options: Mapping[str, str]) -> list[tuple[st
     return arguments
 
 
+def check_numbers(channel: str, options: Mapping[str, str], threads: str) -> dict[str, str]:
+    """UsageError for what is no number; ``threads``: the option that says how many there are."""
+    whole(channel, threads, options[threads], 1)
+    channel_arguments(channel, options)
+    return dict(options)
+
+
 def whole(channel: str, name: str, value: str, least: int) -> int:
     """The number of ``-o name=value``. Raises UsageError."""
     if not value.isdecimal() or not least <= int(value) < 1 << 31:

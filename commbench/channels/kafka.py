@@ -12,15 +12,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from commbench.benchmarks.broker import flush_word
 from commbench.channels import kafka_admin
 from commbench.channels.base import Capability, Option
-from commbench.channels.kafka_settings import check_option, read_config
+from commbench.channels.kafka_settings import check_option, check_properties, read_config
 from commbench.channels.native_only import NativeOnlyChannel
 from commbench.errors import UsageError
 
 if TYPE_CHECKING:
     from commbench.harness.rendezvous import Rendezvous
     from commbench.harness.world import World
+    from commbench.plan import Case
 
 SERVERS, CONFIG = "bootstrap_servers", "kafka_config"
 _NAMED = {
@@ -83,6 +85,30 @@ class KafkaChannel(NativeOnlyChannel):
         if given.get(CONFIG):
             read_config(Path(given[CONFIG]))
         return {**{name: option.default for name, option in _NAMED.items()}, **given}
+
+    @classmethod
+    def check_case(cls, case: Case) -> None:
+        """What commbench's own broker has and a Kafka has not; properties that there are not."""
+        check_properties({name: each for name, each in case.options.items() if name not in _NAMED})
+        spec = case.broker
+        assert spec is not None, "the channel is for the benchmark broker"
+        flush = "the cluster's own matter (log.flush.interval.messages)"
+        for given, what in (
+            (
+                spec.window,
+                f"--records-in-flight {spec.window}: a request is a batch of librdkafka's",
+            ),
+            (spec.flush_every, f"--flush {flush_word(spec.flush_every)}: {flush}"),
+            (spec.design != "kafka", f"--design {spec.design}: of commbench's own broker"),
+            (spec.parts, f"--design-option {','.join(spec.parts)}: of commbench's own broker"),
+            (case.log_dir, f"--log-dir {case.log_dir}: the cluster's own matter (log.dirs)"),
+        ):
+            if given:
+                raise UsageError(f"{what}; allowed for channel kafka: without it")
+
+    @classmethod
+    def brokers_elsewhere(cls, options: Mapping[str, str]) -> bool:
+        return bool(options.get(SERVERS))
 
     def describe(self) -> dict[str, str | int | float]:
         return dict(self.about)

@@ -7,17 +7,18 @@ no header and no compiler are needed. Both take the same block and write the sam
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
 from commbench import _native
-from commbench.channels.kafka_records import Delivered, RecordBlock
+from commbench.channels.kafka_records import STAMP_NBYTES, Delivered, RecordBlock
 from commbench.errors import ChannelUnavailable, Interrupted, TransferError, UsageError
 from commbench.harness.block import Stamps
 from commbench.harness.stop import StopFlag
 
 _LOOK_S = 0.05  # a wait is no longer before the stop flag is looked at
+MESSAGE_TIMED_OUT = -192  # RD_KAFKA_RESP_ERR__MSG_TIMED_OUT
 _SPIN_NS = 100_000  # an open loop does not sleep closer than this to its next record
 
 
@@ -27,7 +28,7 @@ class Producer(Protocol):
     loop: str
 
     def run(self, block: RecordBlock, stamps: Stamps, stop: StopFlag) -> Delivered:
-        """Until every record has its delivery report.
+        """Until every record has its delivery report. After one failed no more are produced.
 
         ``start`` is the call of produce and ``end`` the report; 0 for a record that failed.
         ``intended`` is absolute afterwards, in a closed loop the same as ``start``. Raises
@@ -88,14 +89,16 @@ class NativeProducer:
         self._values: object = None  # librdkafka may refer to them until it is closed
 
     def run(self, block: RecordBlock, stamps: Stamps, stop: StopFlag) -> Delivered:
-        self._values = block.values
-        places = block.places
+        self._values = block.values or self._values
+        values, places = block.values, block.places
         outcome = self._producer.run(
             count=block.count,
-            records=block.values.address,
-            nrecords=block.values.count,
-            record_nbytes=block.values.nbytes,
-            stride=block.values.stride,
+            records=values.address if values else 0,
+            nrecords=values.count if values else 1,
+            record_nbytes=values.nbytes if values else 0,
+            stride=values.stride if values else 0,
+            stamped=block.stamped,
+            warmup=block.warmup,
             window=block.window,
             partitions=block.partitions,
             open=block.open,
@@ -150,14 +153,14 @@ class PythonProducer:
             self._trouble = error.str()
 
     def run(self, block: RecordBlock, stamps: Stamps, stop: StopFlag) -> Delivered:
-        one = _PythonBlock(block, stamps)
+        one = _PythonBlock(block, stamps, lambda: self._trouble)
         quiet_since = _native.now_ns()
         while one.done < one.count:
-            before, idle = one.done, one.next == one.done and not one.waiting
+            before, idle = one.acked, one.next == one.done and not one.waiting
             self._produce(one)
             one.look_at_the_time()
             self._producer.poll(one.wait_s())
-            if one.done != before or idle:
+            if one.acked != before or idle:
                 quiet_since = _native.now_ns()
             self._check(one, stop, quiet_since)
         one.finish()
@@ -172,10 +175,11 @@ class PythonProducer:
         index, block = one.next, one.block
         if not one.waiting:
             one.stamps.start[index] = _native.now_ns()
+            one.stamp(index)
         try:
             self._producer.produce(
                 self._topic,
-                bytes(block.values.view(index)),
+                bytes(block.values.view(index)) if block.values else None,
                 partition=index % block.partitions if block.partitions else -1,
                 on_delivery=partial(one.delivered, index),
             )
@@ -212,8 +216,8 @@ class PythonProducer:
 class _PythonBlock:
     """Where a block of the Python loop stands."""
 
-    def __init__(self, block: RecordBlock, stamps: Stamps) -> None:
-        self.block, self.stamps = block, stamps
+    def __init__(self, block: RecordBlock, stamps: Stamps, trouble: Callable[[], str]) -> None:
+        self.block, self.stamps, self.trouble = block, stamps, trouble
         self.next = self.done = self.acked = self.failed = self.full = 0
         self.waiting = self.over = False
         self.reason = ""
@@ -228,9 +232,15 @@ class _PythonBlock:
         flying = self.next - self.done
         return self.next < self.count and not 0 < self.block.window <= flying
 
+    def stamp(self, index: int) -> None:
+        """Its start, for consumers."""
+        if self.block.stamped and self.block.values:
+            start = 0 if index < self.block.warmup else int(self.stamps.start[index])
+            self.block.values.view(index)[:STAMP_NBYTES] = start.to_bytes(STAMP_NBYTES, "little")
+
     def look_at_the_time(self) -> None:
-        """When it is up nothing more is produced."""
-        if self.until and _native.now_ns() >= self.until:
+        """When it is up, or a record failed, nothing more is produced."""
+        if self.failed or (self.until and _native.now_ns() >= self.until):
             self.count, self.waiting = self.next, False
 
     def due_ns(self) -> int:
@@ -250,7 +260,8 @@ class _PythonBlock:
         self.done += 1
         if error is not None:
             self.failed += 1
-            self.reason = self.reason or str(error.str())
+            why = self.trouble() if error.code() == MESSAGE_TIMED_OUT else ""
+            self.reason = self.reason or ": ".join(filter(None, (str(error.str()), why)))
             return
         self.acked += 1
         self.stamps.end[index] = now

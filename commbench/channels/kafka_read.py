@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from commbench.channels.kafka_records import Places, Values
+from commbench.channels.kafka_records import STAMP_NBYTES, Places, Values
 from commbench.errors import Interrupted, TransferError
 from commbench.harness.stop import StopFlag
 
@@ -16,9 +16,14 @@ _LOOK_S = 0.2
 
 
 def read_back(
-    settings: Mapping[str, str], topic: str, values: Values, places: Places, stop: StopFlag
+    settings: Mapping[str, str],
+    topic: str,
+    values: Values,
+    places: Places,
+    stop: StopFlag,
+    stamped: bool = False,
 ) -> int:
-    """Read the records of a block and compare every byte; how many.
+    """Read the records of a block and compare every byte (``stamped``: but the stamp); how many.
 
     Where the broker did not say their offsets (acks=0), they are looked for in the whole of their
     partitions. Raises PayloadMismatch, TransferError, Interrupted.
@@ -31,24 +36,26 @@ def read_back(
     with _Reader(settings, topic, first, stop) as reader:
         if told:
             wanted = enumerate(zip(partitions, offsets, strict=True))
-            _by_offset(reader, values, {place: index for index, place in wanted})
+            _by_offset(reader, values, {place: index for index, place in wanted}, stamped)
         else:
-            _by_content(reader, values, len(offsets))
+            _by_content(reader, values, len(offsets), STAMP_NBYTES if stamped else 0)
     return len(offsets)
 
 
-def _by_offset(reader: _Reader, values: Values, left: dict[tuple[int, int], int]) -> None:
+def _by_offset(
+    reader: _Reader, values: Values, left: dict[tuple[int, int], int], stamped: bool
+) -> None:
     while left:
         partition, offset, value = reader.next()
         index = left.pop((partition, offset), None)
         if index is not None:
-            values.verify(index, value)
+            values.verify(index, value, stamped)
 
 
-def _by_content(reader: _Reader, values: Values, count: int) -> None:
-    left = Counter(bytes(values.view(index)) for index in range(count))
+def _by_content(reader: _Reader, values: Values, count: int, skip: int) -> None:
+    left = Counter(bytes(values.view(index)[skip:]) for index in range(count))
     while left:
-        value = reader.next()[2]
+        value = reader.next()[2][skip:]
         if value in left:
             left[value] -= 1
             left += Counter()  # those that are 0 go

@@ -12,6 +12,7 @@ from commbench.payloads.buffers import Message, allocate
 
 _LINE = 64  # bytes of a cache line: two values never share one
 MOST_VALUES = 1024
+STAMP_NBYTES = 8  # of a record for consumers: when it was produced
 MOST_MEMORY = 64 << 20
 
 
@@ -44,15 +45,24 @@ class Values:
         at = index % self.count * self.stride
         return self._arena.views[0][at : at + self.nbytes]
 
-    def verify(self, index: int, value: bytes) -> None:
-        """Raises PayloadMismatch or TransferError unless this is value ``index``."""
+    def verify(self, index: int, value: bytes, stamped: bool = False) -> None:
+        """Raises PayloadMismatch or TransferError unless this is value ``index``; ``stamped``: but
+        for its stamp."""
         number = self.first + index % self.count
         if len(value) != self.nbytes:
             raise TransferError(
                 f"record {number} of rank {self.sender} has {len(value)} bytes instead of "
                 f"{self.nbytes}"
             )
+        if stamped:
+            value = self._first_bytes(number) + value[STAMP_NBYTES:]
         Message((memoryview(value),)).verify(self.seed, self.sender, number)
+
+    def _first_bytes(self, number: int) -> bytes:
+        """Of a value before it was stamped."""
+        whole = memoryview(bytearray(self.nbytes))
+        Message((whole,)).fill(self.seed, self.sender, number)
+        return bytes(whole[:STAMP_NBYTES])
 
 
 class Places:
@@ -71,22 +81,26 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class RecordBlock:
-    """``count`` records, value i mod ``values.count``.
+    """``count`` records, value i mod ``values.count``; without ``values`` they have none: the marks
+    at which consumers end.
 
     ``window``: most records in flight, 0: as many as the producer's queue takes. ``partitions``:
     record i goes to i mod that, 0: the library chooses. ``open``: record i not before
     ``stamps.intended[i]``, ns from the start of the block. ``duration_s``: nothing is produced
     later than that, 0: no limit; only the first ``Delivered.produced`` of the count are then.
+    ``stamped``: for consumers a value's first 8 bytes are its start, 0 in the first ``warmup``.
     """
 
     count: int
-    values: Values
+    values: Values | None
     window: int = 0
     partitions: int = 0
     open: bool = False
     duration_s: float = 0.0
     timeout_s: float = 60.0
     places: Places | None = None
+    stamped: bool = False
+    warmup: int = 0
 
 
 @dataclass(frozen=True, slots=True)

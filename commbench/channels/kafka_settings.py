@@ -6,6 +6,7 @@ by every user of the host, and recorded in the results file.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import stat
@@ -16,6 +17,7 @@ from types import MappingProxyType
 
 from commbench.errors import UsageError
 
+_REFUSALS = ("No such configuration property", "Invalid value")  # of one property by itself
 REDACTED = "(redacted)"
 ACKS = ("0", "1", "all")
 MOCK = "mock"
@@ -66,6 +68,20 @@ def check_option(name: str, value: str) -> None:
             f"allowed: a line of --kafka-config FILE"
         )
     check_property(name, f"-o {name}={value}")
+
+
+def check_properties(options: Mapping[str, str]) -> None:
+    """UsageError for an ``-o`` that librdkafka refuses; where it is not there nothing is known."""
+    if not options or importlib.util.find_spec("confluent_kafka") is None:
+        return
+    from confluent_kafka import KafkaException, Producer
+
+    for name, value in options.items():
+        try:
+            Producer({name: value, "log_level": "0"})
+        except KafkaException as error:
+            if (why := error.args[0].str()).startswith(_REFUSALS):
+                raise UsageError(f"-o {name}={value}: {why}") from None
 
 
 def read_config(path: Path) -> dict[str, str]:

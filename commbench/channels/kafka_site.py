@@ -74,11 +74,10 @@ class Site:
             **self.settings.shown(),
         }
 
-    def read_back(self, values: Values, places: Places) -> int:
+    def read_back(self, values: Values, places: Places, stamped: bool = False) -> int:
         """See ``kafka_read.read_back``."""
-        return read_back(
-            self.settings.connection(self.servers), self.topic, values, places, self._stop
-        )
+        connection = self.settings.connection(self.servers)
+        return read_back(connection, self.topic, values, places, self._stop, stamped)
 
     def close(self) -> None:
         """Remove the topic, end the mock cluster; may be called twice."""

@@ -49,12 +49,17 @@ class LoopbackChannel(Channel):
 
     def __init__(self, options: Mapping[str, str]) -> None:
         self._options = dict(options)
+        self._fault, self._fault_at = options["fault"], int(options["fault_at"])
+        self._posted = 0
+        self._copied = 0
+
+    @classmethod
+    def check_options(cls, given: Mapping[str, str]) -> dict[str, str]:
+        options = super().check_options(given)
         at = options["fault_at"]
         if not (at.isascii() and at.isdecimal() and int(at) < 1 << 63):
             raise UsageError(f"-o fault_at={at}: allowed: 0 to 2^63 - 1")
-        self._fault, self._fault_at = options["fault"], int(at)
-        self._posted = 0
-        self._copied = 0
+        return options
 
     @classmethod
     def open(cls, world: World, rendezvous: Rendezvous, options: Mapping[str, str]) -> Self:

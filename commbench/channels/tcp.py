@@ -33,6 +33,7 @@ from commbench.channels.wire import TICK_S, Stream
 from commbench.errors import ChannelUnavailable, Interrupted, TransferError
 from commbench.harness import interfaces
 from commbench.payloads.buffers import Message
+from commbench.units import parse_size
 
 if TYPE_CHECKING:
     from commbench.harness.rendezvous import Rendezvous
@@ -57,6 +58,13 @@ class SocketChannel(Channel):
         self._serve = {rank: Stream(sock, rank) for rank, sock in connections.serve.items()}
         self._spin = options["wait"] == "spin"
         self._engine: NativeEngine | None = None
+
+    @classmethod
+    def check_options(cls, given: Mapping[str, str]) -> dict[str, str]:
+        options = super().check_options(given)
+        if options.get("buf", "system") != "system":
+            parse_size(options["buf"], "-o buf", least=1)
+        return options
 
     def native(self) -> NativeEngine:
         if self._engine is None:

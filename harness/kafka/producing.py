@@ -74,6 +74,7 @@ class Producing:
             self.for_so_long(stamps, schedule, self.case.duration_s, warm=False)
         else:
             self.so_many(stamps, schedule)
+        self.mark_the_end()
         self.share.operations = self.share.messages
         self.share.broker = {
             "role": "producer",
@@ -85,6 +86,13 @@ class Producing:
                 "delay": self.delay.to_json(),
                 "response": self.response.to_json(),
             }
+
+    def mark_the_end(self) -> None:
+        """Behind the records of this producer in every partition, for consumers."""
+        if self.spec.consumers:
+            marks = RecordBlock(self.spec.partitions, None, partitions=self.spec.partitions)
+            marks = replace(marks, timeout_s=self.case.timeout_s)
+            self.producer.run(marks, Stamps(marks.count), self.stop).check()
 
     def most(self) -> int:
         """Records of the timed pass at most, as far as that is known."""
@@ -138,6 +146,7 @@ class Producing:
             open=planned,
             duration_s=duration_s,
             timeout_s=self.case.timeout_s,
+            stamped=self.spec.consumers > 0,
         )
 
     def one_block(
@@ -157,11 +166,12 @@ class Producing:
         if self.every:
             count = min(count, CHECKED_RECORDS, max(1, MOST_MEMORY // max(1, self.case.nbytes)))
             values = self.values(count, self.number)
-            produced = self.checked(self.block(count, values, planned, duration_s), stamps)
+            block = replace(self.block(count, values, planned, duration_s), warmup=skip)
+            produced = self.checked(block, stamps)
             self.number += produced
         else:
             block = self.block(count, self.timed_values, planned, duration_s)
-            produced = self.produce(block, stamps)
+            produced = self.produce(replace(block, warmup=skip), stamps)
         self.fold(stamps, skip, produced)
         return produced
 
@@ -178,10 +188,16 @@ class Producing:
 
     def checked(self, block: RecordBlock, stamps: Stamps) -> int:
         """Produce, then read everything back and compare it."""
+        assert block.values is not None
         places = Places(block.count)
         produced = self.produce(replace(block, places=places), stamps)
         self.share.validated += read_back(
-            self.connection, self.topic, block.values, places.cut(produced), self.stop
+            self.connection,
+            self.topic,
+            block.values,
+            places.cut(produced),
+            self.stop,
+            block.stamped,
         )
         return produced
 

@@ -91,6 +91,7 @@ def server_properties(
         "share.coordinator.state.topic.replication.factor": few,
         "share.coordinator.state.topic.min.isr": 1,
         "group.initial.rebalance.delay.ms": 0,
+        "log.retention.check.interval.ms": 10_000,  # of topics that keep little: see parity.py
         "message.max.bytes": LARGEST_RECORD,
         "replica.fetch.max.bytes": LARGEST_RECORD,
     }

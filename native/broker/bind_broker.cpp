@@ -4,6 +4,7 @@
 #include "broker.h"
 #include "log_object.h"
 #include "protocol.h"
+#include "times_object.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -13,32 +14,7 @@ namespace {
 
 using Facts = nb::dict;
 
-// Times counted in the bins of commbench.histogram.
-struct Times {
-    std::vector<int64_t> counts = std::vector<int64_t>(CB_BINS);
-    cb_times t{};
-    Times() { t.counts = counts.data(); }
-    Times(const Times &) = delete;
-
-    Facts to_json() const {
-        nb::list index, count;
-        for (int i = 0; i < CB_BINS; i++)
-            if (counts[static_cast<size_t>(i)]) {
-                index.append(i);
-                count.append(counts[static_cast<size_t>(i)]);
-            }
-        Facts facts;
-        facts["sub_bits"] = 7;
-        facts["index"] = index;
-        facts["count"] = count;
-        facts["n"] = t.n;
-        facts["sum"] = t.total;
-        facts["min"] = t.n ? nb::cast(t.least) : nb::none();
-        facts["max"] = t.n ? nb::cast(t.greatest) : nb::none();
-        return facts;
-    }
-    void add(int64_t ns) { cb_times_add(&t, ns); }
-};
+using broker::Times;
 
 [[noreturn]] void os_error(int64_t rc, const char *why) {
     Prepared::fail(static_cast<int>(rc), why);

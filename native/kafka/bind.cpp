@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "broker/times_object.h"
+#include "consumer.h"
 #include "producer.h"
 
 // nanobind knows a type by its name, also across anonymous namespaces.
@@ -71,14 +73,18 @@ struct KafkaProducer {
         cb_kafka_close(closed);
     }
     KafkaOutcome run(uint64_t count, uintptr_t records, uint64_t nrecords, uint64_t record_nbytes,
-                uint64_t stride, uint32_t window, int32_t partitions, bool open,
+                uint64_t stride, bool stamped, uint64_t warmup, uint32_t window, int32_t partitions, bool open,
                 int64_t duration_ns, int64_t timeout_ns, uintptr_t stop, uintptr_t intended, uintptr_t start,
                 uintptr_t end, uintptr_t offset, uintptr_t partition) {
         if (!k) throw nb::value_error("this producer is closed");
         if (nrecords == 0 || partitions < 0) throw nb::value_error("records and partitions");
+        if (stamped && (!records || record_nbytes < sizeof(int64_t)))
+            throw nb::value_error("a stamp takes 8 bytes of a record");
         cb_kafka_block block{};
         block.count = count;
-        block.records = at<const char>(records);
+        block.records = at<char>(records);
+        block.stamped = stamped;
+        block.warmup = warmup;
         block.nrecords = nrecords;
         block.record_nbytes = record_nbytes;
         block.stride = stride;
@@ -99,6 +105,54 @@ struct KafkaProducer {
             rc = cb_kafka_run(k, &block);
         }
         return {-rc, block.produced, block.acked, block.failed, block.full, block.error, block.message};
+    }
+};
+
+struct KafkaConsumer {
+    KafkaLibrary library;
+    std::vector<cb_kafka_part> parts;
+    cb_kafka_reader *r = nullptr;
+    KafkaConsumer(const std::string &file, const Settings &settings, const std::string &topic,
+                  const std::vector<int32_t> &partitions)
+        : library(file) {
+        char error[512];
+        for (int32_t each : partitions) parts.push_back({each, 0, 0, 0});
+        auto given = pointers(settings);
+        r = cb_kafka_reader_open(&library.calls, given.data(), settings.size(), topic.c_str(),
+                                 parts.data(), parts.size(), error, sizeof error);
+        if (!r) throw nb::value_error(error);
+    }
+    KafkaConsumer(const KafkaConsumer &) = delete;
+    ~KafkaConsumer() { close(); }
+    void close() {
+        cb_kafka_reader *closed = std::exchange(r, nullptr);
+        nb::gil_scoped_release release;
+        cb_kafka_reader_close(closed);
+    }
+    // errno or 0, records, why
+    std::tuple<int, uint64_t, std::string> read(const std::vector<int64_t> &until, uint32_t marks,
+                                                uint64_t record_nbytes, int64_t timeout_ns,
+                                                uintptr_t stop, broker::Times &end_to_end) {
+        if (!r) throw nb::value_error("this consumer is closed");
+        if (!until.empty() && until.size() != parts.size())
+            throw nb::value_error("until: one for each partition, or none");
+        for (size_t i = 0; i < parts.size(); i++) {
+            parts[i].until = until.empty() ? -1 : until[i];
+            parts[i].marks = marks;
+        }
+        cb_kafka_pass pass{};
+        pass.parts = parts.data();
+        pass.nparts = parts.size();
+        pass.record_nbytes = record_nbytes;
+        pass.timeout_ns = timeout_ns;
+        pass.stop = at<const int32_t>(stop);
+        pass.end_to_end = &end_to_end.t;
+        int rc;
+        {
+            nb::gil_scoped_release release;
+            rc = cb_kafka_read(r, &pass);
+        }
+        return {-rc, pass.records, pass.message};
     }
 };
 
@@ -150,12 +204,12 @@ void bind_producer(nb::module_ &m) {
         .def(nb::init<const std::string &, const Settings &, const std::string &>(),
              nb::arg("file"), nb::arg("settings"), nb::arg("topic"))
         .def("run", &KafkaProducer::run, nb::kw_only(), nb::arg("count"), nb::arg("records"),
-             nb::arg("nrecords"), nb::arg("record_nbytes"), nb::arg("stride"), nb::arg("window"),
+             nb::arg("nrecords"), nb::arg("record_nbytes"), nb::arg("stride"), nb::arg("stamped"), nb::arg("warmup"), nb::arg("window"),
              nb::arg("partitions"), nb::arg("open"), nb::arg("duration_ns"), nb::arg("timeout_ns"), nb::arg("stop"),
              nb::arg("intended"), nb::arg("start"), nb::arg("end"), nb::arg("offset"),
              nb::arg("partition"),
-             "One block without the GIL. records and all from stop on are addresses; offset and "
-             "partition may be 0.")
+             "One block without the GIL. records and all from stop on are addresses; records, offset "
+             "and partition may be 0.")
         .def_prop_ro("trouble", [](KafkaProducer &p) {
             return std::string(p.k ? cb_kafka_trouble(p.k) : "");
         }, "What the library said last of its connections, or \"\".")
@@ -165,10 +219,26 @@ void bind_producer(nb::module_ &m) {
         .def("close", &KafkaProducer::close);
 }
 
+void bind_consumer(nb::module_ &m) {
+    nb::class_<KafkaConsumer>(m, "KafkaConsumer",
+                              "Reads partitions of a topic from their beginning; see "
+                              "native/kafka/consumer.h. ValueError for a property that is wrong.")
+        .def(nb::init<const std::string &, const Settings &, const std::string &,
+                      const std::vector<int32_t> &>(),
+             nb::arg("file"), nb::arg("settings"), nb::arg("topic"), nb::arg("partitions"))
+        .def("read", &KafkaConsumer::read, nb::kw_only(), nb::arg("until"), nb::arg("marks"),
+             nb::arg("record_nbytes"), nb::arg("timeout_ns"), nb::arg("stop"),
+             nb::arg("end_to_end"),
+             "Without the GIL, up to these offsets, or with none of them until so many marks have "
+             "come in each partition: an errno or 0, records, why. stop is an address.")
+        .def("close", &KafkaConsumer::close);
+}
+
 }  // namespace
 
 void bind_kafka(nb::module_ &m) {
     bind_producer(m);
+    bind_consumer(m);
     nb::class_<KafkaMock>(m, "KafkaMock", "librdkafka's mock cluster, in this process on loopback.")
         .def(nb::init<const std::string &, int>(), nb::arg("file"), nb::arg("brokers"))
         .def_prop_ro("bootstrap_servers", [](KafkaMock &k) {

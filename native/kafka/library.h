@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-/* rd_kafka_message_t: what a delivery report points to. */
+/* rd_kafka_message_t: what a delivery report points to, and what a consumer gets. */
 typedef struct cb_kafka_message {
     int err;
     void *topic;
@@ -51,6 +51,16 @@ typedef void cb_kafka_failed(void *rk, int err, const char *reason, void *opaque
     X(void, queue_destroy, (void *queue)) \
     X(void, queue_io_event_enable, (void *queue, int fd, const void *payload, size_t size)) \
     X(int, outq_len, (void *rk)) \
+    X(void *, topic_partition_list_new, (int size)) \
+    X(void, topic_partition_list_destroy, (void *list)) \
+    X(void *, topic_partition_list_add, (void *list, const char *topic, int32_t partition)) \
+    X(int, topic_partition_list_set_offset, (void *list, const char *topic, int32_t partition, \
+                                             int64_t offset)) \
+    X(int, assign, (void *rk, const void *list)) \
+    X(int, poll_set_consumer, (void *rk)) \
+    X(cb_kafka_message *, consumer_poll, (void *rk, int timeout_ms)) \
+    X(int, consumer_close, (void *rk)) \
+    X(void, message_destroy, (cb_kafka_message *message)) \
     X(int, purge, (void *rk, int flags)) \
     X(void *, mock_cluster_new, (void *rk, int brokers)) \
     X(void, mock_cluster_destroy, (void *cluster)) \
@@ -65,11 +75,12 @@ typedef struct cb_kafka_library {
     CB_KAFKA_CALLS(CB_KAFKA_FIELD)
 } cb_kafka_library;
 
-enum { CB_KAFKA_PRODUCER = 0, CB_KAFKA_ANY_PARTITION = -1 };
+enum { CB_KAFKA_PRODUCER = 0, CB_KAFKA_CONSUMER = 1, CB_KAFKA_ANY_PARTITION = -1 };
+enum { CB_KAFKA_COPY = 2 };     /* the library has its own copy of a value when produce() returns */
 enum { CB_KAFKA_PURGE_QUEUE = 1, CB_KAFKA_PURGE_INFLIGHT = 2 };
 enum {                          /* rd_kafka_resp_err_t; below 0: of the library itself */
     CB_KAFKA_QUEUE_FULL = -184, CB_KAFKA_AUTHENTICATION = -169, CB_KAFKA_FATAL = -150,
-    CB_KAFKA_ALL_BROKERS_DOWN = -187
+    CB_KAFKA_ALL_BROKERS_DOWN = -187, CB_KAFKA_MESSAGE_TIMED_OUT = -192
 };
 
 #ifdef __cplusplus

@@ -45,13 +45,17 @@ static void keep_line(char *to, size_t size, const char *what)
             *p = ' ';
 }
 
+/* Nothing more is produced after the first: the block has failed. */
 static void record_failed(cb_kafka *k, uint64_t i, int err)
 {
     cb_kafka_block *b = k->block;
+    const char *why = err == CB_KAFKA_MESSAGE_TIMED_OUT ? k->trouble : "";
+    char line[sizeof b->message];
     b->end[i] = 0;
     if (b->failed++ == 0) {
         b->error = err;
-        keep_line(b->message, sizeof b->message, k->library->err2str_(err));
+        snprintf(line, sizeof line, "%s%s%s", k->library->err2str_(err), why[0] ? ": " : "", why);
+        keep_line(b->message, sizeof b->message, line);
     }
     k->done++;
 }
@@ -211,12 +215,14 @@ static bool produce_one(cb_kafka *k)
     uint64_t i = k->next;
     int32_t partition = b->partitions ? (int32_t)(i % (uint64_t)b->partitions)
                                       : CB_KAFKA_ANY_PARTITION;
-    void *value = (void *)(uintptr_t)(b->records + i % b->nrecords * b->stride);
+    char *value = b->records ? b->records + i % b->nrecords * b->stride : NULL;
     void *tag = (void *)(uintptr_t)(k->round << ROUND_SHIFT | i);
 
     if (!k->waiting)
         b->start[i] = cb_now_ns();
-    int rc = k->library->produce_(k->topic, partition, 0, value, b->record_nbytes, NULL, 0, tag);
+    if (b->stamped && !k->waiting)
+        memcpy(value, i < b->warmup ? &(int64_t){0} : &b->start[i], sizeof *b->start);
+    int rc = k->library->produce_(k->topic, partition, b->stamped ? CB_KAFKA_COPY : 0, value, b->record_nbytes, NULL, 0, tag);
     int err = rc == 0 ? 0 : k->library->last_error_();
     if (err == CB_KAFKA_QUEUE_FULL) {
         b->full += !k->waiting;
@@ -233,9 +239,9 @@ static bool produce_one(cb_kafka *k)
 static void produce_some(cb_kafka *k)
 {
     for (int n = 0; n < REPORTS_EVERY && may_produce(k) && due_in(k) <= 0; n++)
-        if (!produce_one(k))
+        if (k->block->failed || !produce_one(k))
             break;
-    if (k->until && cb_now_ns() >= k->until) {
+    if (k->block->failed || (k->until && cb_now_ns() >= k->until)) {
         k->count = k->next;
         k->waiting = false;     /* it was not handed over */
     }
@@ -301,11 +307,11 @@ int cb_kafka_run(cb_kafka *k, cb_kafka_block *block)
     begin(k, block);
     int64_t quiet_since = cb_now_ns();
     while (rc == 0 && k->done < k->count) {
-        uint64_t before = k->done;
+        uint64_t before = block->acked;
         bool idle = k->next == k->done && !k->waiting;
         produce_some(k);
         take_reports(k);
-        if (k->done != before || idle)
+        if (block->acked != before || idle)
             quiet_since = cb_now_ns();
         rc = check(k, quiet_since);
     }

@@ -11,13 +11,17 @@ extern "C" {
 typedef struct cb_kafka cb_kafka;
 
 /* One block of records. A record's value is one of `nrecords` that were made before, so nothing is
- * filled or copied inside the stamps; they stay as they are until the producer is closed.
+ * filled inside the stamps; they stay as they are until the producer is closed. For consumers
+ * (`stamped`) a value's first 8 bytes are its start, 0 for those that are warm-up, and the library
+ * takes a copy. Without `records` they have no value: the marks at which consumers end.
  *
  * start: the call of produce; while the library's queue is full that call is repeated, and the
  * waiting counts. end: the delivery report, 0 for a record that was not acknowledged. */
 typedef struct cb_kafka_block {
     uint64_t count;
-    const char *records;
+    char *records;
+    int32_t stamped;
+    uint64_t warmup;            /* stamped: the first so many */
     uint64_t nrecords, record_nbytes, stride;   /* record i is at (i % nrecords) * stride */
     uint32_t window;            /* most records in flight; 0: as many as the library's queue takes */
     int32_t partitions;         /* record i goes to i % partitions; 0: the library chooses */
@@ -30,7 +34,7 @@ typedef struct cb_kafka_block {
     int64_t *offset;            /* where the record was put; both may be NULL */
     int32_t *partition;
     /* out */
-    uint64_t produced;          /* the first so many of `count` */
+    uint64_t produced;          /* the first so many of `count`; after a record failed no more are */
     uint64_t acked, failed;     /* records with a good and with a bad delivery report */
     uint64_t full;              /* records that met a full queue */
     int32_t error;              /* librdkafka's code of the first failed record, or 0 */
