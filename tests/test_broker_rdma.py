@@ -121,7 +121,7 @@ def test_small_records_overtake_a_large_one_and_nothing_is_out_of_order(
     with connected(("native", "python"), "send", native={"spin": False}) as (broker, client):
         with prepared(broker, exchange_of(spec, 0, wanted.nbytes, StopFlag())) as made:
             server = _native.BrokerServer(
-                made, [log], shape(spec), 0, design_bits(spec), spec.channel_buffer,
+                made, [log], shape(spec), 0, design_bits(spec), 0, spec.channel_buffer,
                 int(100e9), FETCH_WAIT_NS,
             )  # fmt: skip
             producer = Producer(client, window)
