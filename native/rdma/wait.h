@@ -128,16 +128,25 @@ static inline int wait_for(rdma *r, int what, int64_t timeout_ns)
     }
 }
 
-/* The same for the request (`in`) or the reply of a lone exchange: also LONE_TAKEN. */
+static inline int look_for_lone(rdma *r, cb_incoming *in, uint64_t *reply_nbytes)
+{
+    return in ? lone_request(r, in) : lone_reply(r, reply_nbytes);
+}
+
+/* The same for the request (`in`) or the reply of a lone exchange: also LONE_TAKEN. What may wait is done
+ * when the first look was in vain: only then has the next frame nothing new to say of credits. */
 static int wait_for_lone(rdma *r, cb_incoming *in, uint64_t *reply_nbytes, int64_t timeout_ns)
 {
     patience p = {.timeout_ns = timeout_ns, .left = timeout_ns};
     for (;;) {
-        int rc = 0, ready = have(r, in ? CB_ARRIVED : CB_COMPLETED);
+        int rc, ready = have(r, in ? CB_ARRIVED : CB_COMPLETED);
         if (ready)
             return ready;
+        rc = look_for_lone(r, in, reply_nbytes);
+        if (rc == 0)
+            rc = tidy(r->lone);
         for (int i = 0; rc == 0 && i < LONE_LOOKS; i++)
-            rc = in ? lone_request(r, in) : lone_reply(r, reply_nbytes);
+            rc = look_for_lone(r, in, reply_nbytes);
         if (rc != 0)
             return rc;
         if (over(r, &p))
